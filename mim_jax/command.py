@@ -1,0 +1,80 @@
+"""What all programs share: the command line, and errors as one sentence with an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mim_jax.config import check_config, load_config
+from mim_jax.errors import UserError
+from mim_jax.methods import BASES, PAPERS
+
+PACKAGES = ('mim_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets', 'numpy')
+
+
+def parse_arguments(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """The parser's own options, and the '--config.key=value' (or '--config.key value') overrides."""
+    joined: list[str] = []
+    pending = iter(arguments)
+    for argument in pending:
+        if argument.startswith('--config.') and '=' not in argument:
+            argument = f'{argument}={next(pending, "")}'
+        joined.append(argument)
+    options, overrides = parser.parse_known_args(joined)
+    return options, overrides
+
+
+def read_config(spec: str, overrides: Sequence[str]) -> tuple[Any, Any]:
+    """(config, the file's own config), checked as far as it can be without devices or data."""
+    methods = {**BASES, **PAPERS}
+    config, reference = load_config(spec, overrides, methods)
+    check_config(config, methods)
+    return config, reference
+
+
+def run_program(main: Callable[[Sequence[str]], int]) -> None:
+    """Exit with main's status; a UserError becomes its sentence on standard error and its own status."""
+    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax and Grain narrate
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr, flush=True)
+        status = error.exit_status
+    sys.exit(status)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions of everything that could change a number, devices, and the commit of this code."""
+    devices = jax.devices()
+    return {
+        'versions': {'python': platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        'devices': {'kind': devices[0].device_kind, 'platform': devices[0].platform, 'count': len(devices)},
+        'hosts': jax.process_count(),
+        'cpus': os.cpu_count(),
+        'commit': find_commit(),
+    }
+
+
+def find_commit() -> str | None:
+    """The git commit of the code, '+' appended when files differ from it; None where git cannot tell."""
+    root = Path(__file__).parents[1]
+    if not (root / '.git').exists() or shutil.which('git') is None:
+        return None
+
+    def git(*arguments: str) -> str | None:
+        answer = subprocess.run(['git', '-C', str(root), *arguments], capture_output=True, text=True)
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    commit = git('rev-parse', 'HEAD')
+    return commit and commit + ('+' if git('status', '--porcelain', '--untracked-files=no') else '')

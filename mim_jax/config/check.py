@@ -1,0 +1,154 @@
+"""Can this configuration run? Names, types, choices, ranges, contradictions, before any device is touched."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mim_jax.config.length import peak_lr
+from mim_jax.config.names import around, assign, flatten, raise_problems, suggest
+from mim_jax.config.tree import BELOW_ONE, CHOICES, COUNTS, POSITIVE, TUPLE_LENGTHS, default_config
+from mim_jax.config.values import describe_type, fit_value, method_defaults, methods_in_use
+
+
+def check_config(config: ConfigDict, methods: Mapping[str, Callable]) -> None:
+    """Raise one ConfigError listing every mistake; convert integers to floats, in place, where floats are expected.
+
+    methods: {name: function}; the keyword-only parameters of a function are the schema of the section of its name.
+    Contradictions are looked for once names and types are right.
+    """
+    raise_problems([*_find_misnamed(config, methods), *_fit_types(config, methods)])
+    raise_problems(find_contradictions(config))
+
+
+def bind_method(config: ConfigDict, name: str, function: Callable) -> Callable:
+    """The method with the keyword arguments of its section bound: partial(mff, layers=(0, 11))."""
+    return partial(function, **config.get(name, ConfigDict()))
+
+
+def _find_misnamed(config: ConfigDict, methods: Mapping[str, Callable]) -> list[str]:
+    """Unknown and missing keys, and methods that do not exist or come twice."""
+    default = default_config()
+    want, have = flatten(default), flatten(config)
+    in_use = methods_in_use(config)
+    problems = [f'{key} is missing; start the config file from default_config().' for key in want if key not in have]
+
+    if not all(isinstance(value, str) for value in in_use) or not isinstance(config.get('papers', ()), tuple):
+        return [*problems, f'base and papers are names of methods, such as mae and (mff,), not {in_use}.']
+    for role, name in zip(['base'] + ['papers'] * len(in_use), in_use, strict=False):
+        if name not in methods and role in have:
+            problems.append(
+                f"{role}: there is no method '{name}'.{suggest(name, methods)} There are: {', '.join(methods)}."
+            )
+    problems += [f"papers: '{name}' is there twice." for name in sorted(set(in_use)) if in_use.count(name) > 1]
+
+    sections = {name for name, value in config.items() if isinstance(value, ConfigDict)}
+    for name in sorted(sections - set(default)):
+        if name not in methods:
+            problems.append(f"There is no section and no method '{name}'.{suggest(name, [*default, *methods])}")
+        elif name not in in_use:
+            problems.append(f"The section '{name}' has no effect: {name} is neither the base nor one of the papers.")
+    for key in have:
+        section, _, keyword = key.partition('.')
+        if section in methods and section in sections:
+            schema = method_defaults(methods[section])
+            if keyword not in schema:
+                known = [f'{section}.{other}' for other in schema]
+                listed = suggest(key, known) or f' {section} has: {", ".join(known) or "no settings"}.'
+                problems.append(f'{key}: {section} has no such setting.{listed}')
+        elif key not in want and (section in default or section not in sections):
+            problems.append(f'{key}: there is no such key.{suggest(key, want)}')
+    return problems
+
+
+def _fit_types(config: ConfigDict, methods: Mapping[str, Callable]) -> list[str]:
+    """The wrong types among known keys; values that fit once converted are stored converted."""
+    want = flatten(default_config())
+    for name in methods:
+        want |= {f'{name}.{keyword}': value for keyword, value in method_defaults(methods[name]).items()}
+    problems = []
+    for key, value in flatten(config).items():
+        if key not in want:
+            continue
+        try:
+            fitted = fit_value(value, want[key])
+        except ValueError:
+            problems.append(f'{key}={value!r}: expected {describe_type(want[key])}, not {type(value).__name__}.')
+            continue
+        if type(fitted) is not type(value) or isinstance(value, tuple):
+            assign(config, key, fitted)
+    return problems
+
+
+def find_contradictions(config: ConfigDict) -> list[str]:
+    """Every value outside its choices or range, and every pair of keys that cannot both be meant; types are right."""
+    flat = flatten(config)
+    alone = _find_out_of_range({key: flat[key] for key in flatten(default_config())})  # methods judge their own
+    return [*alone.values(), *_find_misfits(config, lambda *keys: not any(key in alone for key in keys))]
+
+
+def _find_out_of_range(flat: dict[str, Any]) -> dict[str, str]:
+    """{key: what is wrong with its value}."""
+    wrong = {}
+    for key, value in flat.items():
+        if key in CHOICES and value not in CHOICES[key]:
+            listed = ', '.join(CHOICES[key])
+            wrong[key] = f"{key}='{value}' is not one of {listed}.{suggest(value, CHOICES[key])}"
+        elif key in COUNTS and value < 1:
+            wrong[key] = f'{key}={value} must be at least 1.'
+        elif key in POSITIVE and value <= 0:
+            wrong[key] = f'{key}={value} must be above 0.'
+        elif key in BELOW_ONE and not 0 <= value < 1:
+            wrong[key] = f'{key}={value} must be at least 0 and below 1.'
+        elif key in TUPLE_LENGTHS and len(value) != TUPLE_LENGTHS[key]:
+            wrong[key] = f'{key}={value} must have {TUPLE_LENGTHS[key]} numbers.'
+        elif key != 'mesh.data' and type(value) in (int, float) and value < 0:
+            wrong[key] = f'{key}={value} must not be negative.'
+    if flat['mesh.data'] != -1 and flat['mesh.data'] < 1:
+        wrong['mesh.data'] = f'mesh.data={flat["mesh.data"]} must be at least 1, or -1 for all devices fsdp leaves.'
+    return wrong
+
+
+def _find_misfits(config: ConfigDict, sound: Callable[..., bool]) -> Iterator[str]:
+    """sound(*keys): their values make sense alone, so that they can be compared."""
+    encoder, optim, data, probe = config.encoder, config.optim, config.data, config.probe
+    size, patch, batch = config.image_size, encoder.patch_size, config.batch_size
+    if sound('image_size', 'encoder.patch_size') and size % patch:
+        yield f'image_size={size} is not a multiple of encoder.patch_size={patch}; {around(size, patch)} would be.'
+    if sound('encoder.width', 'encoder.heads'):
+        # Sin-cos positions need a sine and a cosine of x and of y: four equal parts.
+        for part, name in (encoder.heads, f'encoder.heads={encoder.heads}'), (4, '4, which sin-cos positions need'):
+            if encoder.width % part:
+                widths = around(encoder.width, math.lcm(encoder.heads, 4))
+                yield f'encoder.width={encoder.width} is not divisible by {name}; {widths} would be.'
+    if sound('batch_size', 'accumulate') and batch % config.accumulate:
+        yield (
+            f'batch_size={batch} does not split into accumulate={config.accumulate} equal micro-batches; '
+            f'{around(batch, config.accumulate)} would.'
+        )
+    if config.steps == 0 and config.epochs == 0:
+        yield 'steps and epochs are both 0: the run has no length. Set --config.epochs or --config.steps.'
+    if config.steps == 0 and 0 < config.epochs <= optim.warmup_epochs:
+        yield (
+            f'optim.warmup_epochs={optim.warmup_epochs} leaves nothing of epochs={config.epochs}; '
+            'shorten the warm-up or lengthen the run.'
+        )
+    if sound('optim.base_lr', 'optim.lr_scaling', 'batch_size') and optim.min_lr > peak_lr(config):
+        yield (
+            f'optim.min_lr={optim.min_lr} is above the peak learning rate {peak_lr(config):.3g}, which is '
+            f'optim.base_lr={optim.base_lr} scaled by {optim.lr_scaling}; min_lr itself is not scaled.'
+        )
+    if sound('data.scale') and not 0 < data.scale[0] <= data.scale[1] <= 1:
+        yield f'data.scale={data.scale} must satisfy 0 < smallest <= largest <= 1.'
+    if sound('data.ratio') and not 0 < data.ratio[0] <= data.ratio[1]:
+        yield f'data.ratio={data.ratio} must satisfy 0 < narrowest <= widest.'
+    if sound('data.std') and min(data.std) <= 0:
+        yield f'data.std={data.std} must be above 0 in every channel.'
+    if data.source == 'tfds' and not data.name:
+        yield "data.source='tfds' needs data.name, such as imagenet2012."
+    if data.source in ('folder', 'npz') and not data.dir:
+        yield f"data.source='{data.source}' needs to know where: add --config.data.dir=PATH."
+    if probe.every_epochs > 0 and not (probe.knn or probe.ridge or probe.few_shot):
+        yield f'probe.every_epochs={probe.every_epochs}, but probe.knn, probe.ridge and probe.few_shot are all off.'

@@ -1,0 +1,129 @@
+"""Named changes to any recipe: `configs/mae.py:vit_s16`, `:cifar10`, `:smoke`, `:demo`, and combinations of them.
+
+At most one of each kind: a model, a dataset, a scale. Their order does not matter. A scale (smoke, demo) brings a small
+model and the embedded digits along unless a model or a dataset is named: `smoke,vit_s16,imagenet` runs ViT-S/16 for 20
+steps.
+"""
+
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mim_jax.config.names import suggest
+from mim_jax.config.tree import IMAGENET_MEAN, IMAGENET_STD, default_config
+from mim_jax.errors import ConfigError
+
+VIT_SIZES = {  # width, depth, heads
+    't': (192, 12, 3),
+    's': (384, 12, 6),
+    'b': (768, 12, 12),
+    'l': (1024, 24, 16),
+    'h': (1280, 32, 16),
+}
+
+# The crop stays the recipe's, save for digits; mean and std are ImageNet's unless given.
+DATASETS: dict[str, dict[str, Any]] = {
+    'imagenet': {'source': 'tfds', 'name': 'imagenet2012', 'split': 'train', 'eval_split': 'validation'},
+    'cifar10': {
+        **{'source': 'tfds', 'name': 'cifar10', 'split': 'train', 'eval_split': 'test'},
+        **{'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616)},
+    },
+    # One photo per class, no validation split: to rehearse the ImageNet pipeline, not for accuracies.
+    'imagenet_sample': {
+        **{'source': 'tfds', 'name': 'imagenet_sample', 'split': 'train[:800]', 'eval_split': 'train[800:]'},
+    },
+    # Handwritten digits of scikit-learn, 8 x 8 grey, enlarged to 32. Half of one can still be read, its mirror
+    # image cannot.
+    'digits': {
+        **{'source': 'digits', 'name': '', 'split': 'train', 'eval_split': 'test'},
+        **{'mean': (0.309,) * 3, 'std': (0.349,) * 3, 'scale': (0.5, 1.0), 'flip': False},
+    },
+    'folder': {'source': 'folder', 'name': '', 'split': 'train', 'eval_split': 'val'},  # and --config.data.dir=ROOT
+    'synthetic': {'source': 'synthetic', 'name': '', 'split': 'train', 'eval_split': 'test'},  # to time the step alone
+}
+TINY_IMAGES = ('cifar10', 'digits')  # 32 pixels, patches of 4; the others 224 and 16
+FEW_IMAGES = ('imagenet_sample', 'digits')  # batches of at most 128
+
+# Learning rates are pinned (lr_scaling none): the papers' rules say little at these batch sizes.
+SCALES: dict[str, dict[str, Any]] = {
+    'smoke': {  # seconds on two cores: does it run, save and resume?
+        'batch_size': 32,
+        'steps': 20,
+        'optim.warmup_epochs': 0.05,  # 2 to 3 steps of digits
+        'log.every_steps': 5,
+        'checkpoint.every_steps': 10,
+        'encoder.width': 64,
+        'encoder.depth': 2,
+        'encoder.heads': 2,
+    },
+    'demo': {  # minutes on two cores: does it learn?
+        'batch_size': 128,
+        'epochs': 100.0,
+        'optim.warmup_epochs': 5.0,
+        'log.every_steps': 10,
+        'probe.every_epochs': 10.0,
+        'pictures.every_epochs': 10.0,
+        'encoder.width': 128,
+        'encoder.depth': 6,
+        'encoder.heads': 4,
+    },
+}
+SMALL = {
+    'dtype': 'float32',
+    'optim.base_lr': 1e-3,
+    'optim.lr_scaling': 'none',
+    'data.threads': 2,
+    'checkpoint.milestone_epochs': 0.0,
+}
+SMALL_DECODER = {'decoder_width': 64, 'decoder_depth': 2, 'decoder_heads': 4}  # where a method's section has them
+
+
+def apply_variants(config: ConfigDict, variants: str) -> ConfigDict:
+    """Change `config` as the comma-separated variants say ('' does nothing) and return it.
+
+    ConfigError: an unknown variant, or two of the same kind.
+    """
+    model = dataset = scale = ''
+    for variant in filter(None, (part.strip() for part in variants.split(','))):
+        taken = ''
+        if re.fullmatch(r'vit_[tsblh][1-9]\d*', variant):
+            taken, model = model, variant
+        elif variant in DATASETS:
+            taken, dataset = dataset, variant
+        elif variant in SCALES:
+            taken, scale = scale, variant
+        else:
+            raise ConfigError(_explain_unknown(variant))
+        if taken:
+            raise ConfigError(f"Variants '{taken}' and '{variant}' exclude one another; keep one.")
+    if scale:
+        _apply_scale(config, scale)
+        dataset = dataset or 'digits'
+    if dataset:
+        _apply_dataset(config, dataset)
+        if scale == 'smoke' and dataset != 'digits':
+            config.optim.warmup_epochs = 0.0  # 20 steps are a small part of an epoch here, shorter than any warm-up
+    if model:
+        config.encoder.width, config.encoder.depth, config.encoder.heads = VIT_SIZES[model[4]]
+        config.encoder.patch_size = int(model[5:])
+    return config
+
+
+def _apply_scale(config: ConfigDict, scale: str) -> None:
+    config.update_from_flattened_dict(SMALL | SCALES[scale])
+    for name in set(config) - set(default_config()):  # sections of methods
+        config[name].update({key: value for key, value in SMALL_DECODER.items() if key in config[name]})
+
+
+def _apply_dataset(config: ConfigDict, dataset: str) -> None:
+    config.image_size, config.encoder.patch_size = (32, 4) if dataset in TINY_IMAGES else (224, 16)
+    if dataset in FEW_IMAGES:
+        config.batch_size = min(config.batch_size, 128)
+    config.data.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD} | DATASETS[dataset])
+
+
+def _explain_unknown(variant: str) -> str:
+    names = [*(f'vit_{size}16' for size in VIT_SIZES), *DATASETS, *SCALES]
+    listed = f'vit_{{{",".join(VIT_SIZES)}}}PATCH (such as vit_s16), {", ".join([*DATASETS, *SCALES])}'
+    return f"There is no variant '{variant}'.{suggest(variant, names)} There are: {listed}."

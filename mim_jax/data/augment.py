@@ -1,0 +1,143 @@
+"""Crops and flips on uint8 images, each in two halves: draw plain integers, then apply them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mim_jax.errors import ConfigError
+
+_RESAMPLING = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
+_TRIES = 10
+
+
+class Box(NamedTuple):
+    """A rectangle of whole pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A random or central crop to `size` x `size` pixels, with torchvision's rules and Pillow's antialiased filters.
+
+    kind:
+      'rrc': RandomResizedCrop. A box of area `scale` (fraction, uniform) and aspect `ratio` (width/height,
+        log-uniform) is cut out, then resized. MAE's crop.
+      'src': simple resized crop. The shorter side is resized to `size`, `padding` pixels are reflected on all four
+        sides, a uniform window is cut. PixMIM's crop, and the one of MFF's released configs.
+      'center': the shorter side is resized to size*256/224, the middle is cut. An image of exactly size x size is
+        returned as it is, so that CIFAR is evaluated on its own pixels. Nothing is random, `flip` does not apply.
+    flip: mirror left-right with probability one half.
+    """
+
+    kind: str
+    size: int
+    interpolation: str = 'bicubic'
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self):
+        if self.kind not in ('rrc', 'src', 'center'):
+            raise ConfigError(f"data.crop='{self.kind}' is unknown; use 'rrc', 'src' or 'center'.")
+        if self.interpolation not in _RESAMPLING:
+            raise ConfigError(f"data.interpolation='{self.interpolation}' is unknown; use 'bicubic' or 'bilinear'.")
+        if self.size < 1 or self.padding < 0:
+            raise ConfigError(f'A crop needs size >= 1 and padding >= 0, not {self.size} and {self.padding}.')
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(f'data.scale={self.scale} must be (low, high) with 0 < low <= high <= 1.')
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ConfigError(f'data.ratio={self.ratio} must be (low, high) with 0 < low <= high.')
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """RGB image of any size -> u8[size, size, 3]."""
+        resample = _RESAMPLING[self.interpolation]
+        if self.kind == 'center':
+            return np.asarray(crop_center(image, self.size, resample))
+        if self.kind == 'rrc':
+            box = draw_box(image.width, image.height, self.scale, self.ratio, rng)
+            pixels = np.asarray(crop_and_resize(image, box, self.size, resample))
+        else:
+            box = draw_window(image.width, image.height, self.size, self.padding, rng)
+            pixels = resize_pad_and_crop(image, box, self.size, self.padding, resample)
+        mirrored = self.flip and rng.random() < 0.5
+        return pixels[:, ::-1] if mirrored else pixels
+
+
+def _draw_integer(count: int, rng: np.random.Generator) -> int:
+    """Uniform in [0, count). All draws go through rng.random(), NumPy's simplest map from bits to numbers."""
+    return int(rng.random() * count)
+
+
+def draw_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """The box of torchvision's RandomResizedCrop.get_params: ten tries, then the largest central box within `ratio`."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_TRIES):
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(low + (high - low) * rng.random())
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = _draw_integer(height - h + 1, rng)
+            left = _draw_integer(width - w + 1, rng)
+            return Box(left, top, w, h)
+    return central_box(width, height, ratio)
+
+
+def central_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
+    """The whole image, or the middle of it where its aspect leaves `ratio`. Never empty."""
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        w = max(1, round(height * ratio[1]))
+    return Box((width - w) // 2, (height - h) // 2, w, h)
+
+
+def crop_and_resize(image: Image.Image, box: Box, size: int, resample: Image.Resampling) -> Image.Image:
+    """Cuts, then resizes: `Image.resize(box=...)` would let the filter see pixels outside the box."""
+    cut = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    return cut.resize((size, size), resample)
+
+
+def resized_shape(width: int, height: int, size: int) -> tuple[int, int]:
+    """(width, height) after torchvision's Resize(size): the shorter side becomes `size`, the longer is truncated."""
+    if width <= height:
+        return size, int(size * height / width)
+    return int(size * width / height), size
+
+
+def draw_window(width: int, height: int, size: int, padding: int, rng: np.random.Generator) -> Box:
+    """The window of torchvision's RandomCrop(size, padding) in the resized and padded image."""
+    w, h = resized_shape(width, height, size)
+    top = _draw_integer(h + 2 * padding - size + 1, rng)
+    left = _draw_integer(w + 2 * padding - size + 1, rng)
+    return Box(left, top, size, size)
+
+
+def resize_pad_and_crop(
+    image: Image.Image, box: Box, size: int, padding: int, resample: Image.Resampling
+) -> np.ndarray:
+    """Resizes the shorter side to `size`, reflects `padding` pixels on all sides, cuts `box` -> u8[size, size, 3]."""
+    resized = np.asarray(image.resize(resized_shape(*image.size, size), resample))
+    padded = np.pad(resized, ((padding, padding), (padding, padding), (0, 0)), mode='reflect')
+    return padded[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def crop_center(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    """Resize(size*256/224) and CenterCrop(size), the field's evaluation crop; the identity on size x size."""
+    if image.size == (size, size):
+        return image
+    w, h = resized_shape(*image.size, round(size * 256 / 224))
+    left, top = round((w - size) / 2), round((h - size) / 2)
+    return image.resize((w, h), resample).crop((left, top, left + size, top + size))

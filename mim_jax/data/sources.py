@@ -1,0 +1,272 @@
+"""Datasets as random-access sequences of examples: TFDS, folders, .npz files, embedded digits, synthetic images."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from mim_jax.data.cache import cache_source
+from mim_jax.data.images import BadImage
+from mim_jax.errors import DataError
+
+_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
+_SYNTHETIC_SIZES = {'train': 65536, 'validation': 8192, 'test': 8192}
+
+
+class Example(NamedTuple):
+    """One image, encoded or as u8[H,W], u8[H,W,1] or u8[H,W,3]; its class, -1 without; a name for messages."""
+
+    image: bytes | np.ndarray
+    label: int
+    name: str
+
+
+class Source(Protocol):
+    """Random access to examples: thread-safe, picklable, the same example for the same index, always."""
+
+    num_classes: int  # 0: no labels
+    description: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
+    """Opens `split` of the dataset that the section `data` names, cached in memory as data.cache says.
+
+    Splits may be sliced: 'train[:90%]', 'train[100:200]'. TFDS slices its stored, shuffled order; the other sources
+    slice one fixed shuffled order, so that every slice of a folder sorted by class holds all classes.
+
+    Raises:
+      DataError: nothing there, not prepared, unreadable, an unknown split or an empty slice; says what to do.
+    """
+    place = Path(data.dir).expanduser()
+    openers = {
+        'tfds': lambda: _open_tfds(data.name, data.dir, split),
+        'folder': lambda: _open_folder(place, split),
+        'npz': lambda: _open_npz(place, split),
+        'digits': lambda: _open_digits(split),
+        'synthetic': lambda: SyntheticSource(_slice_rows(split, _SYNTHETIC_SIZES, 'the synthetic source'), split),
+    }
+    if data.source not in openers:
+        raise DataError(f"data.source='{data.source}' is unknown; use one of {', '.join(openers)}.")
+    if data.source in ('folder', 'npz') and not data.dir:
+        raise DataError(f"data.source='{data.source}' needs data.dir: the folder of images, or the .npz file.")
+    source = openers[data.source]()
+    if len(source) == 0:
+        raise DataError(f"Split '{split}' of {source.description} is empty; choose a larger slice.")
+    in_memory = isinstance(source, ArraySource | SyntheticSource)
+    return source if in_memory else cache_source(source, data.cache, data.threads)
+
+
+def _slice_rows(split: str, sizes: dict[str, int], place: str) -> np.ndarray:
+    """Row numbers of 'name' in stored order, or of 'name[a:b]' in a fixed shuffled order. Bounds as tfds has them."""
+    match = re.fullmatch(r'([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?', split)
+    if match is None:
+        raise DataError(f"Split '{split}' cannot be read; write it as 'train', 'train[:90%]' or 'train[100:200]'.")
+    name, *bounds = match.groups()
+    if name not in sizes:
+        raise DataError(f"There is no split '{name}' in {place}; it has {', '.join(sorted(sizes))}.")
+    n = sizes[name]
+    if '[' not in split:
+        return np.arange(n)
+    start, stop = (b and (round(n * int(b[:-1]) / 100) if b.endswith('%') else int(b)) for b in bounds)
+    return np.argsort(np.random.Philox(key=0).random_raw(n), kind='stable')[start:stop]
+
+
+class ArraySource:
+    """Images that are in memory already: u8[N,H,W], u8[N,H,W,1] or u8[N,H,W,3], and labels [N] or None."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None, num_classes: int, rows: np.ndarray, name: str):
+        self.num_classes, self.description = num_classes, f'{name}: {len(rows):,} images'
+        self._images, self._rows, self._name = images[rows], rows, name
+        self._labels = np.full(len(rows), -1) if labels is None else labels[rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._images[index], int(self._labels[index]), f'{self._name}[{self._rows[index]}]')
+
+
+class SyntheticSource:
+    """Noise that depends on the row alone, 64 x 64, label row % 10: tells an input-bound run from a compute-bound."""
+
+    num_classes = 10
+
+    def __init__(self, rows: np.ndarray, split: str):
+        self.description = f'synthetic {split}: {len(rows):,} images'
+        self._rows, self._stream = rows, 0 if split.startswith('train') else 1
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        row = int(self._rows[index])
+        raw = np.random.Philox(key=self._stream, counter=row << 192).random_raw(64 * 64 * 3 // 8)
+        return Example(raw.astype('<u8').view(np.uint8).reshape(64, 64, 3), row % 10, f'synthetic[{row}]')
+
+
+class FolderSource:
+    """Image files below one folder per class."""
+
+    def __init__(self, root: Path, files: list[str], labels: np.ndarray, num_classes: int):
+        self.num_classes, self.description = num_classes, f'{root}: {len(files):,} images in {num_classes} classes'
+        self._root, self._files, self._labels = root, files, labels
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self._root / self._files[index]
+        try:
+            return Example(path.read_bytes(), int(self._labels[index]), str(path))
+        except OSError as error:
+            raise BadImage(str(path), index, error.strerror or str(error)) from error
+
+
+class TfdsSource:
+    """A TFDS split stored as ArrayRecord; images stay encoded."""
+
+    def __init__(self, records, num_classes: int, name: str):
+        self.num_classes, self.description = num_classes, f'{name}: {len(records):,} images'
+        self._records, self._name = records, name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._records[index]
+        label = int(record['label']) if self.num_classes else -1
+        key = record.get('file_name', record.get('id', b''))
+        name = key.decode('utf-8', 'replace') if isinstance(key, bytes) else str(key)
+        return Example(record['image'], label, f'{self._name}[{index}] {name}'.rstrip())
+
+
+def _open_tfds(name: str, directory: str, split: str) -> TfdsSource:
+    import tensorflow_datasets as tfds  # slow to import, and never needed by the other sources
+
+    try:
+        builder = tfds.builder(name, data_dir=directory or None, file_format='array_record')
+    except (ValueError, AssertionError) as error:
+        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 1)
+        hint = f" Did you mean '{near[0]}'?" if near and near[0] != name else ''
+        place = directory or tfds.core.constants.DATA_DIR
+        raise DataError(
+            f"TFDS knows no dataset data.name='{name}', and there is none in {place} (data.dir).{hint}"
+        ) from error
+    if not builder.info.splits:
+        folder = f', data_dir={directory!r}' if directory else ''
+        raise DataError(
+            f"Dataset '{name}' is not prepared: nothing in {builder.data_path}. Set data.dir to where it is, "
+            f'or prepare it once: python -c "import tensorflow_datasets as tfds; '
+            f"tfds.builder({name!r}{folder}, file_format='array_record').download_and_prepare()\""
+        )
+    features = dict(builder.info.features.items())
+    if not isinstance(features.get('image'), tfds.features.Image):
+        raise DataError(
+            f"Dataset '{name}' has no image feature called 'image', only {', '.join(features)}."
+        )
+    try:
+        records = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+    except ValueError as error:
+        splits = ', '.join(builder.info.splits)
+        raise DataError(f"There is no split '{split}' in dataset '{name}'; it has {splits}, also in slices.") from error
+    except NotImplementedError as error:
+        raise DataError(
+            f"Dataset '{name}' in {builder.data_path} is not stored as ArrayRecord. Set data.dir to another folder and "
+            "prepare it there with file_format='array_record'."
+        ) from error
+    label = features.get('label')
+    classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
+    return TfdsSource(records, classes, f'{name}/{split}')
+
+
+def _subfolders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
+
+
+def _image_files(folder: Path) -> list[str]:
+    return sorted(f for f in os.listdir(folder) if f.lower().endswith(_EXTENSIONS) and not f.startswith('.'))
+
+
+def _open_folder(root: Path, split: str) -> FolderSource:
+    """root/<split>/<class>/*.jpg; or root/<class>/*.jpg, whose only split is 'train'."""
+    if not root.is_dir():
+        raise DataError(f"There is no folder '{root}'; set data.dir to the folder that holds the images.")
+    layout = 'put images into <data.dir>/<split>/<class>/ or <data.dir>/<class>/ (without labels: one folder "all")'
+    name, folders = split.split('[')[0], _subfolders(root)
+    splits, base = [f for f in folders if _subfolders(root / f)], root / name
+    if name not in splits and any(_image_files(root / f) for f in folders):
+        splits, base = ['train'], root
+    if not splits:
+        raise DataError(f"No class folders with images in '{root}'; {layout}.")
+    if name not in splits:
+        raise DataError(f"There is no split '{name}' in {root}; it has {', '.join(splits)}, also in slices.")
+    # Labels must mean the same in every split: where there is a split 'train', its classes count.
+    reference = root / 'train' if base != root and 'train' in splits else base
+    classes = _subfolders(reference)
+    strange = sorted(set(_subfolders(base)) - set(classes))
+    if strange:
+        raise DataError(f"Class folder '{base / strange[0]}' has no counterpart in {reference}; remove or add it.")
+    present = [(k, c) for k, c in enumerate(classes) if (base / c).is_dir()]
+    found = [(f'{c}/{file}', k) for k, c in present for file in _image_files(base / c)]
+    if not found:
+        raise DataError(f"No images ({', '.join(_EXTENSIONS)}) in '{base}'; {layout}.")
+    rows = _slice_rows(split, {name: len(found)}, str(root))
+    labels = np.array([found[r][1] for r in rows], np.int32)
+    return FolderSource(base, [found[r][0] for r in rows], labels, len(classes))
+
+
+def _open_npz(path: Path, split: str) -> ArraySource:
+    """`images` and optional `labels` (split 'train'), or `<split>_images` and optional `<split>_labels`."""
+    if not path.is_file():
+        raise DataError(f"There is no file '{path}'; set data.dir to the .npz file.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files if key.endswith(('images', 'labels'))}
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"'{path}' is not a readable .npz file of plain arrays: {error}.") from error
+    prefixes = {'train': ''} if 'images' in arrays else {k[:-7]: k[:-6] for k in arrays if k.endswith('_images')}
+    if not prefixes:
+        raise DataError(f"'{path}' holds no images; name its arrays images and labels, or train_images and so on.")
+    sizes = {name: len(arrays[f'{prefix}images']) for name, prefix in prefixes.items()}
+    rows = _slice_rows(split, sizes, str(path))
+    prefix = prefixes[split.split('[')[0]]
+    images, labels = arrays[f'{prefix}images'], arrays.get(f'{prefix}labels')
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+        raise DataError(
+            f"'{prefix}images' in {path} is {images.dtype} of {images.shape}; "
+            'it must be uint8 of NxHxW, NxHxWx1 or NxHxWx3.'
+        )
+    if labels is not None and (
+        labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu' or labels.min(initial=0) < 0
+    ):
+        raise DataError(
+            f"'{prefix}labels' in {path} is {labels.dtype} of {labels.shape}; it must hold {len(images)} integers >= 0."
+        )
+    known = [arrays[f'{p}labels'] for p in prefixes.values() if f'{p}labels' in arrays]
+    classes = 0 if labels is None else int(max(a.max(initial=-1) for a in known)) + 1
+    return ArraySource(images, labels, classes, rows, f'{path.name}:{split.split("[")[0]}')
+
+
+def _open_digits(split: str) -> ArraySource:
+    """1,797 scans of handwritten digits (UCI optical digits, as in scikit-learn), enlarged from 8 to 32 pixels."""
+    with np.load(Path(__file__).with_name('digits.npz')) as file:
+        images, labels, test = file['images'], file['labels'], file['test']
+    name = split.split('[')[0]
+    sizes = {'train': int((~test).sum()), 'test': int(test.sum())}
+    rows = np.flatnonzero(test if name == 'test' else ~test)[_slice_rows(split, sizes, 'the embedded digits')]
+    levels = np.round(images * (255 / 16)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(x).resize((32, 32), Image.Resampling.BICUBIC).convert('RGB')) for x in levels]
+    return ArraySource(np.stack(large), labels, 10, rows, f'digits:{name}')

@@ -1,0 +1,138 @@
+"""Quick probes and pictures during pre-training, as watchers of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mim_jax.data.augment import Crop
+from mim_jax.data.loader import eval_batches
+from mim_jax.data.sources import Source
+from mim_jax.evals.features import extract_features
+from mim_jax.evals.knn import knn_accuracy
+from mim_jax.evals.reconstruct import reconstruction_grid
+from mim_jax.evals.ridge import few_shot, ridge_accuracy
+from mim_jax.forward import Forward, Surroundings
+from mim_jax.networks import Networks, named_key
+from mim_jax.parallel.hosts import to_global
+from mim_jax.parallel.mesh import replicated
+from mim_jax.recipe import Recipe
+from mim_jax.training.curves import draw_curves
+from mim_jax.training.loggers import read_events
+from mim_jax.training.loop import Session, Watcher, steps_of
+from mim_jax.training.state import TrainState
+
+PROBE_BATCH = 256
+
+
+def make_watchers(session: Session, train: Source, test: Source | None) -> list[Watcher]:
+    """What the config's `probe` and `pictures` sections ask for; `test` may be None when both are off."""
+    probe, pictures, recipe = session.config.probe, session.config.pictures, session.recipe
+    watchers = []
+    if probe.every_epochs:
+        watchers.append(Watcher(probe_watcher(session, train, test), steps_of(probe.every_epochs, recipe), True))
+    if pictures.every_epochs:
+        watchers.append(Watcher(picture_watcher(session, test), steps_of(pictures.every_epochs, recipe)))
+    return watchers
+
+
+def make_encode(recipe: Recipe, pool: str) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
+    """(encoder parameters, images u8[B,S,S,3]) -> f32[B,D]: whole images through encoder and final norm.
+
+    pool 'mean': mean of the patch tokens, CLS excluded; 'cls': the CLS token.
+    """
+    mean, std = jnp.asarray(recipe.mean, jnp.float32), jnp.asarray(recipe.std, jnp.float32)
+
+    def encode(params: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        pixels = (images.astype(jnp.float32) / 255.0 - mean) / std
+        tokens = recipe.encoder.apply(
+            {'params': params}, pixels, method=lambda encoder, x: encoder.finish(encoder.levels(x, None).last)
+        )
+        pooled = tokens.prefix[:, 0] if pool == 'cls' else tokens.patches.mean(axis=1)
+        return pooled.astype(jnp.float32)
+
+    return encode
+
+
+def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[TrainState, int], dict[str, float]]:
+    """Quick probes of the frozen encoder: k-NN, ridge, few-shot ridge; keys 'probe/<name>', in percent."""
+    config, probe = session.config, session.config.probe
+    encode = jax.jit(make_encode(session.recipe, probe.pool), out_shardings=replicated(session.mesh))
+    crop = Crop('center', config.image_size, config.data.interpolation)
+    batch = -(-PROBE_BATCH // session.mesh.size) * session.mesh.size
+
+    def look(state: TrainState, step: int) -> dict[str, float]:
+        del step
+        params = state.params['encoder']
+
+        def features(source: Source, limit: int) -> tuple[np.ndarray, np.ndarray]:
+            def run(images: np.ndarray) -> jax.Array:
+                return encode(params, to_global(session.mesh, {'images': own_rows(images)})['images'])
+
+            return extract_features(run, eval_batches(source, crop, batch, limit, config.seed))
+
+        bank, queries = features(train, probe.train_images), features(test, probe.test_images)
+        classes, found = train.num_classes, {}
+        if probe.knn:
+            found |= knn_accuracy(*bank, *queries, classes)
+        if probe.ridge:
+            found |= ridge_accuracy(*bank, *queries, classes)
+        if probe.few_shot:
+            found |= few_shot(*bank, *queries, classes, probe.few_shot)
+        return {f'probe/{name}': value for name, value in found.items()}
+
+    return look
+
+
+def own_rows(images: np.ndarray) -> np.ndarray:
+    """This host's contiguous share of a batch that every host has read."""
+    share = len(images) // jax.process_count()
+    return images[jax.process_index() * share : (jax.process_index() + 1) * share]
+
+
+def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int], dict[str, float]]:
+    """Reconstructions of fixed test images under fixed masks, and the curves so far, as PNG files."""
+    recipe, config = session.recipe, session.config
+    count = config.pictures.count
+    crop = Crop('center', config.image_size, config.data.interpolation)
+    images = next(iter(eval_batches(test, crop, count, count, config.seed)))['image']
+
+    @jax.jit
+    def predict(state: TrainState, frozen: Any, images: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+        key = named_key(state.root_key, 'pictures')
+        around = Surroundings(
+            dict.fromkeys(recipe.crops, images), jnp.arange(len(images)), key, state.step, state.teachers, frozen
+        )
+        forward = Forward(recipe, Networks(recipe, state.params, state.batch_stats, key, 'evaluate'), around)
+        return {
+            name: (forward.prediction(picture.decoder), forward.plan().masked)
+            for name, picture in recipe.pictures.items()
+        }
+
+    def look(state: TrainState, step: int) -> dict[str, float]:
+        drawn = jax.device_get(predict(state, session.frozen, images))
+        for name, (prediction, masked) in drawn.items():
+            reconstruction_grid(
+                images / 255.0,
+                prediction,
+                masked,
+                recipe.encoder.patch_size,
+                recipe.pictures[name].norm_pix,
+                recipe.mean,
+                recipe.std,
+                session.workdir.picture(f'{name}_step_{step:07d}'),
+                f'{recipe.name}, step {step}',
+            )
+        draw_run_curves(session)
+        return {}
+
+    return look
+
+
+def draw_run_curves(session: Session) -> None:
+    """pictures/curves.png from the journal."""
+    draw_curves(read_events(session.loggers.journal.path), session.workdir.picture('curves'), session.recipe.name)

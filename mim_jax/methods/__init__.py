@@ -1,0 +1,36 @@
+"""Methods: one file each, one public function. The table of all of them, and how a config becomes a recipe."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from mim_jax.config import bind_method, steps_per_epoch, total_steps
+from mim_jax.forward import create_parameters
+from mim_jax.methods.mae import mae
+from mim_jax.recipe import Recipe
+
+BASES: dict[str, Callable[..., Recipe]] = {'mae': mae}  # Config -> Recipe
+PAPERS: dict[str, Callable[..., Recipe]] = {}  # Recipe -> Recipe
+
+
+def build(
+    config: Any,
+    dataset_size: int,
+    bases: Mapping[str, Callable[..., Recipe]] = BASES,
+    papers: Mapping[str, Callable[..., Recipe]] = PAPERS,
+) -> Recipe:
+    """The recipe of a checked config. Its `config` has the run's length filled in: `steps`, `steps_per_epoch`.
+
+    config.base is applied to the config, then each of config.papers to the recipe, left to right; a method's options are
+    the config section of its name. Ends by tracing the losses abstractly, so that every mistake is a sentence
+    before a device is touched: Refused, ConfigError or a shape error with the value that was being computed.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    config.steps, config.steps_per_epoch = total_steps(config, dataset_size), steps_per_epoch(config, dataset_size)
+    config.lock()
+    recipe = bind_method(config, config.base, bases[config.base])(config)
+    for name in config.papers:
+        recipe = bind_method(config, name, papers[name])(recipe)
+    jax.eval_shape(lambda key: create_parameters(recipe, key), jax.random.key(config.seed))
+    return recipe

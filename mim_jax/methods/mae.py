@@ -1,0 +1,95 @@
+"""MAE: masked autoencoders (He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022).
+
+A random quarter of the patches is encoded; a light decoder, given the latent and mask tokens, predicts the pixels of the
+masked patches, each normalised by its own mean and deviation. Numerics: facebookresearch/mae (models_mae.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax.errors import Refused
+from mim_jax.models.decoder import Decoder
+from mim_jax.models.neck import Last
+from mim_jax.models.vit import ViT
+from mim_jax.objectives.pixels import masked_distance
+from mim_jax.recipe import DecoderPart, Masking, Objective, Picture, Recipe, View
+from mim_jax.tokens import normalise_patches, patchify
+
+if TYPE_CHECKING:
+    from mim_jax.forward import Forward
+
+
+def mae(
+    config: Any,
+    *,
+    mask_ratio: float = 0.75,
+    norm_pix_loss: bool = True,
+    decoder_width: int = 512,
+    decoder_depth: int = 8,
+    decoder_heads: int = 16,
+) -> Recipe:
+    """The base recipe. mask_ratio: share of patches hidden, in [0,1); norm_pix_loss: per-patch normalised targets."""
+    sizes, dtype = config.encoder, jnp.dtype(config.dtype)
+    side = config.image_size // sizes.patch_size
+    visible = visible_count(side * side, mask_ratio)
+    if decoder_width % decoder_heads or decoder_width % 4:
+        raise Refused(f'mae.decoder_width={decoder_width} must be divisible by 4 and by decoder_heads={decoder_heads}.')
+    shared = {'scan': sizes.scan, 'remat': sizes.remat, 'dtype': dtype}
+    encoder = ViT(sizes.patch_size, sizes.width, sizes.depth, sizes.heads, drop_path=sizes.drop_path, **shared)
+    decoder = Decoder(decoder_width, decoder_depth, decoder_heads, sizes.patch_size**2 * 3, (side, side), **shared)
+    return Recipe(
+        config=config,
+        papers=('mae',),
+        encoder=encoder,
+        masking=Masking(random_scores, visible),
+        views={'main': View(crop='main')},
+        neck={'last': Last()},
+        decoders={'pixels': DecoderPart(decoder)},
+        objectives={'pixels': Objective(masked_pixels('pixels', pixel_target(norm_pix_loss)), kind='reconstruct')},
+        pictures={'pixels': Picture('pixels', norm_pix_loss)},
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+    )
+
+
+def visible_count(patches: int, mask_ratio: float) -> int:
+    """V = floor(N (1 - mask_ratio)), as in facebookresearch/mae. Raises Refused when nothing would be visible or masked."""
+    visible = int(patches * (1 - mask_ratio))
+    if not 0 < visible < patches:
+        raise Refused(
+            f'a mask_ratio of {mask_ratio} leaves {visible} of {patches} patches visible; '
+            'at least one must be visible and one masked: change mask_ratio, image_size or encoder.patch_size.'
+        )
+    return visible
+
+
+def random_scores(forward: Forward, view: str) -> jax.Array:
+    """Uniform noise f32[B,N]; every view ranks the same noise, so that views of different blocks are disjoint."""
+    del view
+    return forward.uniform('mask', (forward.recipe.patches,))
+
+
+def pixel_target(normalise: bool) -> Callable[[Forward], jax.Array]:
+    """forward -> f32[B,N,P]: the main view's patches, normalised per patch (unbiased variance) or as they are."""
+
+    def target(forward: Forward) -> jax.Array:
+        patches = patchify(forward.images('main'), forward.recipe.encoder.patch_size)
+        return normalise_patches(patches) if normalise else patches
+
+    return target
+
+
+def masked_pixels(
+    decoder: str, target: Callable[[Forward], jax.Array], distance: Callable[[jax.Array], jax.Array] = jnp.square
+) -> Callable[[Forward], dict[str, jax.Array]]:
+    """A loss: `distance` between a decoder's prediction and `target`, mean over masked patches."""
+
+    def loss(forward: Forward) -> dict[str, jax.Array]:
+        return {'': masked_distance(forward.prediction(decoder), target(forward), forward.plan().masked, distance)}
+
+    return loss

@@ -1,0 +1,1 @@
+"""Linen modules: pure init/apply. They know tokens and plans; never losses, teachers or recipes."""

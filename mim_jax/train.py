@@ -1,0 +1,115 @@
+"""Pre-train: `python -m mim_jax.train --config configs/mae.py[:variant,...] --workdir DIR [--config.key=value ...]`.
+
+The same command goes on where the workdir left off. Exit status: 0 finished, 2 something to mend (one sentence says
+what), 3 a loss that is not finite, 75 interrupted and saved, 1 a crash.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mim_jax.command import describe_machine, parse_arguments, read_config, run_program
+from mim_jax.config import difference, peak_lr
+from mim_jax.data.sources import open_source
+from mim_jax.evals.watchers import draw_run_curves, make_watchers
+from mim_jax.parallel.mesh import make_mesh
+from mim_jax.training.assemble import assemble, make_loader
+from mim_jax.training.interrupt import EXIT_STATUS
+from mim_jax.training.loggers import write_summary
+from mim_jax.training.loop import Outcome, Session
+from mim_jax.training.workdir import Workdir
+
+
+def report(line: str) -> None:
+    """Print at once, from the first host only."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, check, build, run. Returns the exit status; raises UserError for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog='python -m mim_jax.train',
+        description='Pre-train an encoder; the same command resumes.',
+        epilog='Any key of the config can be set: --config.optim.base_lr=1e-3 --config.data.dir=/data',
+    )
+    parser.add_argument('--config', required=True, help='configs/mae.py, or configs/mae.py:vit_s16,cifar10')
+    parser.add_argument('--workdir', required=True, type=Path, help='folder of this run; made if it does not exist')
+    options, overrides = parse_arguments(arguments, parser)
+    config, reference = read_config(options.config, overrides)
+    workdir = Workdir(options.workdir, config)
+    try:
+        return train(config, reference, workdir)
+    finally:
+        workdir.close()
+
+
+def train(config: Any, reference: Any, workdir: Workdir) -> int:
+    """Run (or go on with) the run of `workdir`; write summary.json however it ends."""
+    facts: dict[str, Any] = {'config': str(workdir.path / 'config.json')}
+    session = None
+    try:
+        recipe, source = assemble(config)
+        watching = config.probe.every_epochs or config.pictures.every_epochs
+        test = open_source(config.data, config.data.eval_split) if watching else None
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+        facts |= {'recipe': recipe.name, 'total_steps': recipe.config.steps, **describe_machine()}
+        describe_run(config, reference, recipe, source, facts)
+        session = Session(recipe, mesh, make_loader(recipe, source), workdir, report)
+        report(session.describe())
+        outcome = session.run(make_watchers(session, source, test))
+        draw_run_curves(session)
+    except BaseException as error:
+        done = {} if session is None else progress(session, session.loggers.journal.last('step') or 0)
+        write_summary(workdir.summary, status='failed', error=f'{type(error).__name__}: {error}', **done, **facts)
+        raise
+    finally:
+        if session is not None:
+            session.close()
+    write_summary(workdir.summary, status=outcome.status, **progress(session, outcome.steps), **facts)
+    return conclude(outcome, recipe.config.steps, workdir)
+
+
+def describe_run(config: Any, reference: Any, recipe: Any, source: Any, facts: dict[str, Any]) -> None:
+    """What is about to run, before it runs."""
+    changes = difference(config, reference)
+    report('Settings that differ from the config file: ' + (''.join(f'\n  {line}' for line in changes) or 'none'))
+    devices = facts['devices']
+    report(
+        f'{recipe.name} on {source.description}, {len(source)} images; {recipe.config.steps} steps of '
+        f'{config.batch_size} images, peak lr {peak_lr(config):.3g}; {devices["count"]} x {devices["kind"]}.'
+    )
+
+
+def progress(session: Session, steps: int) -> dict[str, Any]:
+    """The part of the summary that the session knows."""
+    return {
+        'steps': steps,
+        'images_seen': steps * session.config.batch_size,
+        'wall_seconds': session.wall_seconds,
+        'bad_images': session.loader.bad_images,
+        'metrics': session.loggers.journal.last_values(),
+    }
+
+
+def conclude(outcome: Outcome, total: int, workdir: Workdir) -> int:
+    """The last lines, and the exit status."""
+    metrics = outcome.metrics
+    for key, value in metrics.items():
+        untrained = metrics.get(key.replace('probe/', 'untrained/'))
+        if key.startswith('probe/') and untrained is not None:
+            report(f'{key}: {value:.1f} % (the same encoder untrained: {untrained:.1f} %)')
+    if outcome.status == 'finished':
+        report(f'Finished: {workdir.summary}, pictures in {workdir.path / "pictures"}.')
+        return 0
+    report(f'Interrupted at step {outcome.steps} of {total}, saved. Run the same command to go on.')
+    return EXIT_STATUS
+
+
+if __name__ == '__main__':
+    run_program(main)

@@ -1,0 +1,1 @@
+"""The one train step, the state it moves, and the loop that never loses a run."""

@@ -1,0 +1,279 @@
+"""Checkpoints that are written beside training, check themselves when read, and are never lost to one damaged file.
+
+Orbax writes them: one directory per step with the arrays ('state') and a JSON file ('seal'). The seal lists every
+array's path, shape, dtype and fingerprint, because Orbax restores a flipped byte without a word; it also tells a
+checkpoint of another model (an error) from a damaged one (the previous one is used).
+"""
+
+import contextlib
+import gc
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from mim_jax.errors import CheckpointError, WorkdirError
+from mim_jax.parallel.hosts import broadcast
+from mim_jax.parallel.rules import flatten_with_paths
+from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_seal, open_seal
+
+policies = ocp.checkpoint_managers
+STEP_NAMES = ocp.path.step.standard_name_format()
+# Reading failed for a reason that says nothing about the file: never a ground to move a checkpoint aside.
+PASSING_FAULTS = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'PERMISSION_DENIED', 'UNAUTHENTICATED')
+
+
+class Checkpoints:
+    """The checkpoints of one run: asynchronous saves, the newest `keep` and every `milestone_every`-th step kept.
+
+    A tree is any pytree of arrays; its leaves are known by their path alone ('params/encoder/norm/scale').
+    Uncommitted leftovers of a killed run are removed at the start. `report` gets one line per damaged checkpoint.
+    Raises WorkdirError when `directory` cannot be written. A save that fails in the background raises CheckpointError
+    from the next `save`, `wait` or `close`.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        keep: int = 3,
+        milestone_every: int = 0,
+        report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    ):
+        self.directory = epath.Path(directory).absolute() if '://' not in str(directory) else epath.Path(directory)
+        self._report = report
+        self._saving = None
+        _check_writable(self.directory)
+        keepers = [policies.LatestN(keep)]
+        if milestone_every:
+            keepers.append(policies.EveryNSteps(milestone_every))
+        options = ocp.CheckpointManagerOptions(
+            step_name_format=STEP_NAMES,
+            preservation_policy=policies.AnyPreservationPolicy(keepers),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, step: int, tree: Any, extra: dict | None = None) -> None:
+        """Starts writing `tree` and the small JSON-able `extra`; the arrays may be donated as soon as this returns.
+
+        A step that is saved already is left as it is. Waits for the previous save.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        arrays = _by_path(tree)
+        seal = make_seal(arrays, extra or {})
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_nest(arrays)), seal=ocp.args.JsonSave(seal))
+        self._saving = step
+        with self._failures():
+            self._manager.save(step, args=args, force=True)
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk."""
+        with self._failures():
+            self._manager.wait_until_finished()
+        self._saving = None
+
+    def close(self) -> None:
+        """Waits, and ends the threads that write."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps that are completely written, ascending."""
+        return _steps(self.directory)
+
+    def latest(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def restore(self, abstract_tree: Any) -> tuple[Any, int, dict] | None:
+        """ShapeDtypeStructs with shardings -> (tree of arrays so placed, step, extra); None where nothing was saved.
+
+        The mesh may differ from the one that saved; a leaf without a sharding goes to the first device. A damaged checkpoint is reported and, once an older one has been
+        read in its place, moved aside as 'damaged_<step>'. Raises CheckpointError when the checkpoint is of another
+        model, or when none is readable; nothing is moved then.
+        """
+        self.wait()
+        damaged = {}
+        for step in reversed(self.steps()):
+            try:
+                tree, extra = _read(self.directory / str(step), abstract_tree)
+            except Damaged as damage:
+                damaged[step] = str(damage)
+                self._report(f'Checkpoint {self.directory / str(step)} is damaged: {damage}.')
+                continue
+            self._move_aside(damaged)
+            return tree, step, extra
+        if damaged:
+            listing = '; '.join(f'step {step}: {why}' for step, why in damaged.items())
+            raise CheckpointError(
+                f'No checkpoint in {self.directory} is readable ({listing}). Put back a copy, or move the directory '
+                'away to start anew.'
+            )
+        return None
+
+    def _move_aside(self, steps: dict[int, str]) -> None:
+        for step in steps if jax.process_index() == 0 else ():
+            number, target = 1, self.directory / f'damaged_{step}'
+            while target.exists():
+                number += 1
+                target = self.directory / f'damaged_{step}_{number}'
+            (self.directory / str(step)).rename(target)
+            self._report(f'Moved checkpoint {step} aside as {target}.')
+        if steps:
+            broadcast(0)  # the other hosts look again only when the first one is done
+            self._manager.reload()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Turns what Orbax raises about the save in flight into one sentence."""
+        try:
+            yield
+        except Exception as error:
+            step, self._saving = self._saving, None
+            self._manager.reload()
+            kept = self.latest()
+            intact = 'No earlier checkpoint exists' if kept is None else f'The checkpoint of step {kept} is intact'
+            raise CheckpointError(
+                f'The checkpoint of step {step} could not be written in {self.directory}: {_root_cause(error)}. '
+                f'{intact}; free disk space there (or set checkpoint.keep lower) and run the same command again.'
+            ) from error
+
+
+def read_params(directory: str, step: int | None = None) -> tuple[dict, dict]:
+    """The 'params' of a checkpoint (the newest, or that of `step`) as nested numpy arrays, checked; and its extra.
+
+    Reads nothing else and writes nothing, so it may run beside training. Raises CheckpointError.
+    """
+    root = epath.Path(directory)
+    steps = _steps(root) if root.is_dir() else []
+    if not steps or step not in (None, *steps):
+        raise CheckpointError(f'No checkpoint{"" if step is None else f" of step {step}"} in {root}; it has {steps}.')
+    path = root / str(steps[-1] if step is None else step)
+    try:
+        entries, extra = _read_seal(path)
+        entries = {name: entry for name, entry in entries.items() if name.startswith('params/')}
+        item = _nest({name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype, _) in entries.items()})
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        arrays = _read_arrays(path, ocp.args.PyTreeRestore(item, restore_args=plain, partial_restore=True))
+        check_arrays(entries, arrays)
+    except Damaged as damage:
+        raise CheckpointError(f'Checkpoint {path} is damaged: {damage}. Ask for another step of {steps}.') from damage
+    return _nest(arrays)['params'], extra
+
+
+def _read(path: epath.Path, abstract_tree: Any) -> tuple[Any, dict]:
+    entries, extra = _read_seal(path)
+    leaves = _by_path(abstract_tree)
+    check_same_model(path, entries, leaves)
+    first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    arrays = _read_arrays(path, ocp.args.StandardRestore(_nest(leaves), fallback_sharding=first_device))
+    check_arrays(entries, arrays)
+    return jax.tree.unflatten(jax.tree.structure(abstract_tree), [arrays[name] for name in leaves]), extra
+
+
+def _read_seal(path: epath.Path) -> tuple[dict, dict]:
+    try:
+        text = (path / 'seal' / 'metadata').read_text()
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError) as error:
+        raise Damaged(f'its list of arrays cannot be read ({_root_cause(error)})') from error
+    except OSError as error:
+        raise CheckpointError(f'Checkpoint {path} cannot be read now: {_root_cause(error)}.') from error
+    return open_seal(text)
+
+
+def _read_arrays(path: epath.Path, args: ocp.args.CheckpointArgs) -> dict[str, Any]:
+    # A fresh reader each time: one that has read in one way refuses another.
+    handlers = {
+        ocp.args.StandardRestore: ocp.StandardCheckpointHandler,
+        ocp.args.PyTreeRestore: ocp.PyTreeCheckpointHandler,
+    }
+    with _quiet():
+        try:
+            with contextlib.closing(ocp.Checkpointer(handlers[type(args)]())) as reader:
+                return dict(flatten_with_paths(reader.restore(path / 'state', args=args)))
+        except Exception as error:
+            reason = _root_cause(error)
+            passing = isinstance(error, MemoryError | PermissionError) or any(
+                fault in reason for fault in PASSING_FAULTS
+            )
+        # Outside the handler, so that the failed reads can be collected, with what they log, while it is quiet.
+        gc.collect()
+        time.sleep(0.1)
+    if passing:
+        raise CheckpointError(f'Checkpoint {path} cannot be read now: {reason}.')
+    raise Damaged(f'its arrays cannot be read ({reason})')
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves = flatten_with_paths(tree)
+    by_path = dict(leaves)
+    if len(by_path) != len(leaves):
+        raise ValueError('Two leaves of the tree have the same path.')
+    return by_path
+
+
+def _nest(leaves: dict[str, Any]) -> dict:
+    """{'a/b': x} -> {'a': {'b': x}}."""
+    tree = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split('/')
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    return sorted(found.step for found in STEP_NAMES.find_all(directory))
+
+
+def _check_writable(directory: epath.Path) -> None:
+    probe = directory / f'.writable_{jax.process_index()}'
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_text('')
+        probe.unlink()
+    except OSError as error:
+        raise WorkdirError(f'{directory} cannot be written ({_root_cause(error)}): choose another workdir.') from error
+
+
+def _root_cause(error: BaseException) -> str:
+    """What the first error of the chain says, without TensorStore's settings and long temporary paths."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = re.sub(r' in OCDBT database at local file "[^"]*"', '', text)
+    return re.sub(r' \[\w+(\[\d+\])?=.*', '', re.sub(r'"/[^"]*/', '"', text)).rstrip('.')
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what asyncio prints when one array cannot be read and the reads of all others are abandoned."""
+    logger = logging.getLogger('asyncio')
+    level, hooks = logger.level, (sys.excepthook, sys.unraisablehook)
+    logger.setLevel(logging.CRITICAL + 1)
+    sys.excepthook = sys.unraisablehook = lambda *_: None
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+        logger.setLevel(level)
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    return 'orbax' not in record.pathname
+
+
+# Orbax logs a page for every file it cannot write or read, from its own threads, and raises the same error.
+logging.getLogger('absl').addFilter(_is_not_from_orbax)

@@ -1,0 +1,246 @@
+"""The loop: steps, logs one step late, checkpoints, watchers, and an orderly end whatever happens."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mim_jax.config import peak_lr
+from mim_jax.data.loader import Loader
+from mim_jax.errors import NonFiniteLoss
+from mim_jax.parallel.hosts import broadcast, to_global
+from mim_jax.parallel.mesh import batch_sharding
+from mim_jax.parallel.rules import shardings
+from mim_jax.recipe import Recipe
+from mim_jax.teachers import load_frozen
+from mim_jax.training import perf
+from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.interrupt import Interrupt
+from mim_jax.training.loggers import (
+    Deferred,
+    Loggers,
+    check_finite,
+    format_duration,
+    parameter_table,
+    progress_line,
+    replace_file,
+)
+from mim_jax.training.optim import decay_mask, learning_rate, make_optimizer
+from mim_jax.training.state import TrainState, abstract_state, from_tree, init_state, to_tree
+from mim_jax.training.step import jit_train_step, make_train_step
+from mim_jax.training.workdir import Workdir
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Something that looks at the run now and then: look(state, step) -> metrics to journal.
+
+    every_steps: also at the last step; 0: never. untrained: also look at the untrained network, once, and journal those
+    values under 'untrained/' in place of 'probe/'.
+    """
+
+    look: Callable[[TrainState, int], Mapping[str, float]]
+    every_steps: int
+    untrained: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended: status 'finished' or 'interrupted'; steps done; last value of every metric."""
+
+    status: str
+    steps: int
+    metrics: dict[str, Any]
+
+
+def steps_of(epochs: float, recipe: Recipe) -> int:
+    """Whole optimizer steps nearest to a number of epochs, at least 1; 0 for 0."""
+    return max(1, round(epochs * recipe.config.steps_per_epoch)) if epochs else 0
+
+
+class Session:
+    """One process's share of a run: everything between its start and its end. The step function never changes in it.
+
+    Restores the newest readable checkpoint, or starts at step 0. `report` gets every line a person should read.
+    """
+
+    def __init__(
+        self, recipe: Recipe, mesh: Mesh, loader: Loader, workdir: Workdir, report: Callable[[str], None] = print
+    ):
+        config = recipe.config
+        self.recipe, self.mesh, self.loader, self.workdir, self.report = recipe, mesh, loader, workdir, report
+        self.config, self.total = config, config.steps
+        rate_at = learning_rate(
+            config.optim.schedule,
+            peak_lr(config),
+            config.optim.min_lr,
+            config.optim.warmup_epochs * config.steps_per_epoch,
+            self.total,
+        )
+        self.optimizer = make_optimizer(config.optim, rate_at)
+        self.abstract = abstract_state(recipe, self.optimizer, mesh)
+        frozen = load_frozen(recipe)
+        self.frozen = jax.device_put(frozen, shardings(frozen, mesh))
+        self.checkpoints = Checkpoints(
+            workdir.checkpoints,
+            config.checkpoint.keep,
+            steps_of(config.checkpoint.milestone_epochs, recipe),
+            report,
+        )
+        self.state, self.wall_before = self._restore()
+        self.loggers = Loggers(
+            workdir.path, int(self.state.step), config.log.tensorboard, config.log.wandb, config.to_dict()
+        )
+        step = make_train_step(recipe, self.optimizer, rate_at, config.accumulate)
+        self._jitted = jit_train_step(step, self.abstract, self.frozen, mesh)
+        self._started = self._saved_at = time.monotonic()
+        self._indices: dict[int, list[int]] = {}
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time spent on this run, earlier sessions up to their last checkpoint included."""
+        return self.wall_before + time.monotonic() - self._started
+
+    def describe(self) -> str:
+        """The parameter table: path, shape, dtype, sharding, decay, and totals."""
+        params = self.abstract.params
+        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+        return parameter_table(params, placed, decay_mask(params, self.config.optim.decay_exclude))
+
+    def untrained_state(self) -> TrainState:
+        """The state at step 0, made again: creation is a function of the seed alone."""
+        return init_state(self.recipe, self.optimizer, self.abstract)
+
+    def run(self, watchers: Sequence[Watcher] = ()) -> Outcome:
+        """Train to the last step, or until a signal asks to stop. Raises NonFiniteLoss, CheckpointError, DataError."""
+        with Interrupt() as interrupt:
+            step = self._compile()
+            self._watch_untrained(watchers)
+            return self._train(step, watchers, interrupt)
+
+    def close(self) -> None:
+        """Release files and threads; safe after any failure of `run`."""
+        self.loggers.close()
+        self.checkpoints.close()
+
+    # -- start ---------------------------------------------------------------------------------------------------------
+    def _restore(self) -> tuple[TrainState, float]:
+        restored = self.checkpoints.restore(to_tree(self.abstract))
+        if restored is None:
+            self.report(f'Starting {self.recipe.name} at step 0 of {self.total}.')
+            return init_state(self.recipe, self.optimizer, self.abstract), 0.0
+        tree, step, extra = restored
+        key = jax.device_put(jax.random.key(self.config.seed), self.abstract.root_key.sharding)
+        self.report(f'Resuming {self.recipe.name} at step {step} of {self.total}, from {self.workdir.checkpoints}.')
+        return from_tree(tree, self.abstract.replace(root_key=key)), extra['wall_seconds']
+
+    def _compile(self) -> Callable:
+        side, sharding = self.config.image_size, batch_sharding(self.mesh)
+        image = jax.ShapeDtypeStruct((self.config.batch_size, side, side, 3), 'uint8', sharding=sharding)
+        start = time.monotonic()
+        traced = self._jitted.trace(self.state, self.frozen, dict.fromkeys(self.recipe.crops, image))
+        self.flops = perf.count_flops(traced.jaxpr)
+        compiled = traced.lower().compile()
+        memory = compiled.memory_analysis()
+        need = '' if memory is None else f', {memory.temp_size_in_bytes / 2**20:.0f} MiB of temporaries per device'
+        self.report(
+            f'Compiled the train step in {format_duration(time.monotonic() - start)}: '
+            f'{self.flops / self.config.batch_size / 1e9:.3g} GFLOP per image{need}.'
+        )
+        return compiled
+
+    def _watch_untrained(self, watchers: Sequence[Watcher]) -> None:
+        wanted = [w for w in watchers if w.untrained and w.every_steps]
+        if not wanted or any(key.startswith('untrained/') for key in self.loggers.journal.last_values()):
+            return
+        state = self.state if int(self.state.step) == 0 else self.untrained_state()
+        for watcher in wanted:
+            values = {key.replace('probe/', 'untrained/'): v for key, v in watcher.look(state, 0).items()}
+            self._journal(0, values)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+    def _train(self, step: Callable, watchers: Sequence[Watcher], interrupt: Interrupt) -> Outcome:
+        config, first = self.config, int(self.state.step)
+        self._deferred, self._meter = Deferred(), perf.Meter(config.batch_size, self.total)
+        batches = self.loader.batches(first, self.total)
+        done = first
+        while done < self.total and not interrupt.requested:
+            with self._meter.wait():
+                local = next(batches)
+            self._indices = {done: self._indices.get(done, []), done + 1: local['index'].tolist()}
+            batch = to_global(self.mesh, {crop: local[crop] for crop in self.recipe.crops})
+            self.state, logs = step(self.state, self.frozen, batch)
+            done += 1
+            self._meter.step()
+            self._record(self._deferred.push(done, logs))
+            due = [w for w in watchers if w.every_steps and (done % w.every_steps == 0 or done == self.total)]
+            if due or self._save_due(done):
+                self._record(self._deferred.flush())
+                with self._meter.pause():
+                    if self._save_due(done):
+                        self._save(done)
+                    for watcher in due:
+                        self._journal(done, watcher.look(self.state, done))
+        self._record(self._deferred.flush())
+        self._save(done)
+        self.checkpoints.wait()
+        status = 'finished' if done == self.total else 'interrupted'
+        return Outcome(status, done, self.loggers.journal.last_values())
+
+    def _record(self, fetched: tuple[int, dict[str, float]] | None) -> None:
+        """Look at one step's logs, one step late: stop on a value that is not finite, log where it is time."""
+        if fetched is None:
+            return
+        done, values = fetched
+        culprit = check_finite(values)
+        if culprit is not None:
+            self._stop_on(culprit, done, values)
+        if done % self.config.log.every_steps and done != self.total:
+            return
+        rates = self._meter.read(done)
+        if rates:
+            devices = self.mesh.devices.flatten().tolist()
+            used = perf.mfu(self.flops, rates['images_per_second'], self.config.batch_size, devices)
+            rates |= {} if used is None else {'mfu': used}
+        values = {'epoch': done / self.config.steps_per_epoch, **values, **rates}
+        self.loggers.write(done, values)
+        self.report(progress_line(done, self.total, values))
+
+    def _stop_on(self, culprit: str, done: int, values: Mapping[str, float]) -> None:
+        path = self.workdir.path / f'nonfinite_step_{done}.json'
+        report = {'step': done, 'term': culprit, 'values': {k: str(v) for k, v in values.items()}}
+        replace_file(path, json.dumps({**report, 'index': self._indices[done]}, indent=2) + '\n')
+        kept = self.checkpoints.latest()
+        raise NonFiniteLoss(
+            f'{culprit} became {values[culprit]} at step {done}; nothing after that was saved. The ids of the batch are in '
+            f'{path}. The newest checkpoint is {"none" if kept is None else f"step {kept}"}: lower optim.base_lr, set '
+            'optim.clip_norm, or use dtype float32, in a new --workdir.'
+        )
+
+    def _journal(self, done: int, values: Mapping[str, float]) -> None:
+        if values:
+            self.loggers.write(done, {'epoch': done / self.config.steps_per_epoch, **values})
+            listed = '  '.join(f'{key} {value:.2f}' for key, value in values.items())
+            self.report(f'step {done:>{len(str(self.total))}}/{self.total}  {listed}')
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+    def _save_due(self, done: int) -> bool:
+        every, minutes = self.config.checkpoint.every_steps, self.config.checkpoint.every_minutes
+        if every and done % every == 0:
+            return True
+        milestone = steps_of(self.config.checkpoint.milestone_epochs, self.recipe)
+        if milestone and done % milestone == 0:
+            return True
+        if not minutes or (jax.process_count() > 1 and done % self.config.log.every_steps):
+            return False  # several hosts agree on the time only now and then
+        return bool(broadcast(time.monotonic() - self._saved_at >= 60 * minutes))
+
+    def _save(self, done: int) -> None:
+        self.checkpoints.save(done, to_tree(self.state), {'wall_seconds': self.wall_seconds})
+        self._saved_at = time.monotonic()

@@ -1,0 +1,65 @@
+"""AdamW with decay masks, learning-rate schedules, global-norm clipping: optax parts, put together as the papers do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mim_jax.parallel.rules import path_of
+
+# Which parameters weight decay leaves alone: (one-dimensional ones?, pattern over the parameter path). design/methods 12.
+DECAY_EXCLUDE: dict[str, tuple[bool, str]] = {
+    'mae': (True, r'/bias$'),  # facebookresearch/mae, MCMAE, LUT: CLS and mask tokens *are* decayed
+    'mmpretrain': (False, r'/(bias|scale|cls_token|mask_token)$'),  # MFF, PixMIM: a one-dimensional logit is decayed
+    'simmim': (True, r'/(bias|cls_token)$'),  # SimMIM, BootMAE, ConMIM: mask tokens are decayed
+}
+
+
+def decay_mask(params: Any, exclude: str) -> Any:
+    """A tree of bools like `params`: True where weight decay acts. A stacked depth axis ('/blocks/') is not a dimension."""
+    one_dimensional, pattern = DECAY_EXCLUDE[exclude]
+
+    def decays(keypath: Any, leaf: Any) -> bool:
+        path = path_of(keypath)
+        dimensions = leaf.ndim - ('/blocks/' in path)
+        return not ((one_dimensional and dimensions <= 1) or re.search(pattern, path))
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def learning_rate(
+    schedule: str, peak: float, minimum: float, warmup_steps: float, total_steps: int
+) -> Callable[[Any], jax.Array]:
+    """step -> f32[]. Linear warm-up from 0 to `peak` over `warmup_steps` (may be fractional), then the schedule.
+
+    'cosine': half a cosine from peak to minimum over the rest (facebookresearch/mae util/lr_sched.py, per iteration);
+    'constant': peak.
+    """
+
+    def rate_at(step: Any) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        warm = peak * step / max(warmup_steps, 1e-9)
+        if schedule == 'constant':
+            rest = jnp.full((), peak, jnp.float32)
+        else:
+            progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1e-9), 0.0, 1.0)
+            rest = minimum + (peak - minimum) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        return jnp.where(step < warmup_steps, warm, rest)
+
+    return rate_at
+
+
+def make_optimizer(optim: Any, rate_at: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
+    """Clip by global norm (if clip_norm > 0), then AdamW: p <- p - lr (m/(sqrt v + eps) + decay * p), as torch.optim.AdamW."""
+    clip = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
+    return optax.chain(
+        *clip,
+        optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
+        optax.add_decayed_weights(optim.weight_decay, mask=lambda params: decay_mask(params, optim.decay_exclude)),
+        optax.scale_by_learning_rate(rate_at),
+    )

@@ -1,0 +1,93 @@
+"""The train step. One function for every method: it never asks which one it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mim_jax.forward import Forward, Surroundings, evaluate
+from mim_jax.networks import Networks, merge_trees, named_key
+from mim_jax.parallel.mesh import batch_sharding, replicated
+from mim_jax.recipe import Recipe
+from mim_jax.teachers import move_teachers
+from mim_jax.training.state import TrainState, state_shardings
+
+Logs = dict[str, jax.Array]
+Tree = dict[str, Any]
+
+
+def compute_loss(
+    recipe: Recipe, params: Tree, batch_stats: Tree, state: TrainState, frozen: Tree, batch: Mapping, rows: jax.Array
+) -> tuple[jax.Array, tuple[Logs, Tree]]:
+    """Total loss f32[] of one micro-batch; logs; BatchNorm statistics after it.
+
+    batch: {crop: u8[B,S,S,3]}; rows i32[B]: the examples' places in the global batch, which key all of their noise.
+    """
+    key = named_key(state.root_key, 'step', state.step)
+    networks = Networks(recipe, params, batch_stats, named_key(key, rows[0]), 'train')
+    around = Surroundings(batch, rows, key, state.step, state.teachers, frozen)
+    forward = Forward(recipe, networks, around)
+    total, logs = evaluate(forward)
+    return total, (logs, networks.batch_stats)
+
+
+def make_train_step(
+    recipe: Recipe, optimizer: optax.GradientTransformation, rate_at: Callable[[Any], jax.Array], accumulate: int = 1
+) -> Callable[[TrainState, Tree, Mapping], tuple[TrainState, Logs]]:
+    """(state, frozen, batch) -> (next state, logs): gradients, optimizer, teachers, once for the whole global batch.
+
+    With accumulation, micro-batch m holds rows m, m + accumulate, ... so that no example changes device; gradients and
+    logs are means over micro-batches, BatchNorm statistics move with each, the teachers once.
+    """
+    gradient = jax.value_and_grad(compute_loss, argnums=1, has_aux=True)
+
+    def accumulated(state: TrainState, frozen: Tree, batch: Mapping, rows: jax.Array) -> tuple[Tree, Logs, Tree]:
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+        def one(carry: tuple, micro: tuple) -> tuple:
+            grads, batch_stats = carry
+            (_, (logs, batch_stats)), new = gradient(recipe, state.params, batch_stats, state, frozen, *micro)
+            return (jax.tree.map(jnp.add, grads, new), batch_stats), logs
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (grads, batch_stats), logs = jax.lax.scan(one, (zeros, state.batch_stats), jax.tree.map(split, (batch, rows)))
+        return jax.tree.map(lambda g: g / accumulate, grads), jax.tree.map(lambda x: x.mean(0), logs), batch_stats
+
+    def train_step(state: TrainState, frozen: Tree, batch: Mapping) -> tuple[TrainState, Logs]:
+        batch = {crop: batch[crop] for crop in recipe.crops}
+        rows = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.int32)
+        if accumulate == 1:
+            (_, (logs, batch_stats)), grads = gradient(
+                recipe, state.params, state.batch_stats, state, frozen, batch, rows
+            )
+        else:
+            grads, logs, batch_stats = accumulated(state, frozen, batch, rows)
+        batch_stats = merge_trees(batch_stats, state.batch_stats)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        teachers = move_teachers(recipe, state.teachers, params, batch_stats, state.step)
+        logs = {**logs, 'grad_norm': optax.global_norm(grads), 'lr': rate_at(state.step)}
+        moved = state.replace(
+            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, teachers=teachers
+        )
+        return moved, logs
+
+    return train_step
+
+
+def jit_train_step(step: Callable, abstract: TrainState, frozen: Tree, mesh: Mesh) -> Callable:
+    """The step as one donated, sharded program; batch rows over all devices, logs replicated."""
+    state = state_shardings(abstract)
+    held = jax.tree.map(lambda x: x.sharding, frozen)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(state, held, batch_sharding(mesh)),
+        out_shardings=(state, replicated(mesh)),
+    )
