@@ -20,6 +20,7 @@ from mim_jax.config import check_config, load_config
 from mim_jax.errors import UserError
 from mim_jax.methods import BASES, PAPERS
 
+INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
 PACKAGES = ('mim_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets', 'numpy')
 
 
@@ -51,6 +52,9 @@ def run_program(main: Callable[[Sequence[str]], int]) -> None:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr, flush=True)
         status = error.exit_status
+    except KeyboardInterrupt:
+        print('Stopped; the last checkpoint stands. Run the same command to go on.', file=sys.stderr, flush=True)
+        status = INTERRUPTED
     sys.exit(status)
 
 

@@ -229,7 +229,9 @@ def create_parameters(recipe: Recipe, root: jax.Array) -> tuple[Tree, Tree, dict
     for name, read in forward.teachers_read.items():
         if isinstance(recipe.teachers[name], EMA):
             teachers[name] = {
-                collection: drop_empty({role: prune_tree(store[role], t[collection]) for role, t in read.touched.items()})
+                collection: drop_empty(
+                    {role: prune_tree(store[role], t[collection]) for role, t in read.touched.items()}
+                )
                 for collection, store in (('params', networks.params), ('batch_stats', networks.batch_stats))
             }
     copies = jax.tree.map(jnp.copy, teachers)  # donated buffers must not be shared

@@ -38,8 +38,9 @@ class Networks:
     """Parameters and BatchNorm statistics by role, and the one way to run them.
 
     mode 'train': BatchNorm uses the batch and moves its statistics, drop-path draws; 'batch': BatchNorm uses the batch,
-    nothing is random; 'evaluate': running statistics, nothing random; 'create': a role's parameters are made at its first touch, from a key named after the role, so that
-    neither the order of papers nor of losses matters. `touched` then records what was read, parameter by parameter.
+    nothing is random; 'evaluate': running statistics, nothing random; 'create': a role's parameters are made at its
+    first touch, from a key named after the role, so that neither the order of papers nor of losses matters. `touched`
+    then records what was read, parameter by parameter.
     """
 
     def __init__(self, recipe: Recipe, params: Tree, batch_stats: Tree, key: jax.Array, mode: str):

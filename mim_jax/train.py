@@ -13,13 +13,12 @@ from typing import Any
 
 import jax
 
-from mim_jax.command import describe_machine, parse_arguments, read_config, run_program
+from mim_jax.command import INTERRUPTED, describe_machine, parse_arguments, read_config, run_program
 from mim_jax.config import difference, peak_lr
 from mim_jax.data.sources import open_source
 from mim_jax.evals.watchers import draw_run_curves, make_watchers
 from mim_jax.parallel.mesh import make_mesh
-from mim_jax.training.assemble import assemble, make_loader
-from mim_jax.training.interrupt import EXIT_STATUS
+from mim_jax.training.assemble import assemble, make_loader, make_program
 from mim_jax.training.loggers import write_summary
 from mim_jax.training.loop import Outcome, Session
 from mim_jax.training.workdir import Workdir
@@ -60,13 +59,14 @@ def train(config: Any, reference: Any, workdir: Workdir) -> int:
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
         facts |= {'recipe': recipe.name, 'total_steps': recipe.config.steps, **describe_machine()}
         describe_run(config, reference, recipe, source, facts)
-        session = Session(recipe, mesh, make_loader(recipe, source), workdir, report)
+        session = Session(make_program(recipe, mesh), make_loader(recipe, source), workdir, report)
         report(session.describe())
         outcome = session.run(make_watchers(session, source, test))
         draw_run_curves(session)
     except BaseException as error:
         done = {} if session is None else progress(session, session.loggers.journal.last('step') or 0)
-        write_summary(workdir.summary, status='failed', error=f'{type(error).__name__}: {error}', **done, **facts)
+        status = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'
+        write_summary(workdir.summary, status=status, error=f'{type(error).__name__}: {error}', **done, **facts)
         raise
     finally:
         if session is not None:
@@ -108,7 +108,7 @@ def conclude(outcome: Outcome, total: int, workdir: Workdir) -> int:
         report(f'Finished: {workdir.summary}, pictures in {workdir.path / "pictures"}.')
         return 0
     report(f'Interrupted at step {outcome.steps} of {total}, saved. Run the same command to go on.')
-    return EXIT_STATUS
+    return INTERRUPTED
 
 
 if __name__ == '__main__':

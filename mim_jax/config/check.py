@@ -19,7 +19,9 @@ def check_config(config: ConfigDict, methods: Mapping[str, Callable]) -> None:
     methods: {name: function}; the keyword-only parameters of a function are the schema of the section of its name.
     Contradictions are looked for once names and types are right.
     """
-    raise_problems([*_find_misnamed(config, methods), *_fit_types(config, methods)])
+    raise_problems(
+        [*_find_wrong_methods(config, methods), *_find_wrong_keys(config, methods), *_fit_types(config, methods)]
+    )
     raise_problems(find_contradictions(config))
 
 
@@ -28,46 +30,52 @@ def bind_method(config: ConfigDict, name: str, function: Callable) -> Callable:
     return partial(function, **config.get(name, ConfigDict()))
 
 
-def _find_misnamed(config: ConfigDict, methods: Mapping[str, Callable]) -> list[str]:
-    """Unknown and missing keys, and methods that do not exist or come twice."""
-    default = default_config()
-    want, have = flatten(default), flatten(config)
-    in_use = methods_in_use(config)
-    problems = [f'{key} is missing; start the config file from default_config().' for key in want if key not in have]
-
-    if not all(isinstance(value, str) for value in in_use) or not isinstance(config.get('papers', ()), tuple):
-        return [*problems, f'base and papers are names of methods, such as mae and (mff,), not {in_use}.']
-    for role, name in zip(['base'] + ['papers'] * len(in_use), in_use, strict=False):
-        if name not in methods and role in have:
-            problems.append(
-                f"{role}: there is no method '{name}'.{suggest(name, methods)} There are: {', '.join(methods)}."
-            )
-    problems += [f"papers: '{name}' is there twice." for name in sorted(set(in_use)) if in_use.count(name) > 1]
-
-    sections = {name for name, value in config.items() if isinstance(value, ConfigDict)}
-    for name in sorted(sections - set(default)):
+def _find_wrong_methods(config: ConfigDict, methods: Mapping[str, Callable]) -> list[str]:
+    """Methods that do not exist, come twice, or have a section without being in use."""
+    in_use, problems = methods_in_use(config), []
+    for name in dict.fromkeys(in_use):
+        role = 'base' if name == in_use[0] else 'papers'
         if name not in methods:
-            problems.append(f"There is no section and no method '{name}'.{suggest(name, [*default, *methods])}")
+            listed = ', '.join(methods)
+            problems.append(f"{role}: there is no method '{name}'.{suggest(str(name), methods)} There are: {listed}.")
+        elif in_use.count(name) > 1:
+            problems.append(f"papers: '{name}' is there twice; a method is applied once.")
+    for name in _method_sections(config):
+        if name not in methods:
+            known = [*default_config(), *methods]
+            problems.append(f"There is no section and no method '{name}'.{suggest(name, known)}")
         elif name not in in_use:
             problems.append(f"The section '{name}' has no effect: {name} is neither the base nor one of the papers.")
+    return problems
+
+
+def _find_wrong_keys(config: ConfigDict, methods: Mapping[str, Callable]) -> list[str]:
+    """Keys that are missing from the tree, or that neither the tree nor a method knows."""
+    want, have = flatten(default_config()), flatten(config)
+    problems = [f'{key} is missing; start the config file from default_config().' for key in want if key not in have]
+    sections = _method_sections(config)
     for key in have:
         section, _, keyword = key.partition('.')
-        if section in methods and section in sections:
-            schema = method_defaults(methods[section])
-            if keyword not in schema:
-                known = [f'{section}.{other}' for other in schema]
-                listed = suggest(key, known) or f' {section} has: {", ".join(known) or "no settings"}.'
-                problems.append(f'{key}: {section} has no such setting.{listed}')
-        elif key not in want and (section in default or section not in sections):
-            problems.append(f'{key}: there is no such key.{suggest(key, want)}')
+        if section not in sections:
+            if key not in want:
+                problems.append(f'{key}: there is no such key.{suggest(key, want)}')
+        elif section in methods and keyword not in method_defaults(methods[section]):
+            known = [f'{section}.{other}' for other in method_defaults(methods[section])]
+            hint = suggest(key, known) or f' {section} has: {", ".join(known) or "no settings"}.'
+            problems.append(f'{key}: {section} has no such setting.{hint}')
     return problems
+
+
+def _method_sections(config: ConfigDict) -> list[str]:
+    shared = default_config()
+    return [name for name, value in config.items() if isinstance(value, ConfigDict) and name not in shared]
 
 
 def _fit_types(config: ConfigDict, methods: Mapping[str, Callable]) -> list[str]:
     """The wrong types among known keys; values that fit once converted are stored converted."""
     want = flatten(default_config())
-    for name in methods:
-        want |= {f'{name}.{keyword}': value for keyword, value in method_defaults(methods[name]).items()}
+    for name, function in methods.items():
+        want |= {f'{name}.{keyword}': value for keyword, value in method_defaults(function).items()}
     problems = []
     for key, value in flatten(config).items():
         if key not in want:

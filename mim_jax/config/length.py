@@ -22,17 +22,6 @@ def warmup_steps(config: ConfigDict, dataset_size: int) -> float:
     return config.optim.warmup_epochs * dataset_size / config.batch_size
 
 
-def resolve(config: ConfigDict, dataset_size: int) -> ConfigDict:
-    """A locked copy for building recipes, which count in steps: `steps` is filled in and `steps_per_epoch` is added.
-
-    It is not for saving: config.json holds the configuration as the user gave it, steps=0 when epochs count.
-    """
-    resolved = config.copy_and_resolve_references().unlock()
-    resolved.steps = total_steps(config, dataset_size)
-    resolved.steps_per_epoch = steps_per_epoch(config, dataset_size)
-    return resolved.lock()
-
-
 def peak_lr(config: ConfigDict) -> float:
     """Learning rate after the warm-up: base_lr, x batch/256 (MAE), x batch/512 (SimMIM), x sqrt(batch)/4 (LUT)."""
     factors = {

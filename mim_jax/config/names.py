@@ -46,7 +46,7 @@ def _likeness(given: str, candidate: str) -> float:
     candidate_section, _, candidate_leaf = candidate.rpartition('.')
     spelling = SequenceMatcher(None, leaf, candidate_leaf).ratio()
     same_word = bool(set(leaf.split('_')) & set(candidate_leaf.split('_')))
-    return 0.9 * max(spelling, (0.65 + 0.1 * spelling) * same_word) + 0.1 * (section == candidate_section)
+    return 0.95 * max(spelling, (0.65 + 0.1 * spelling) * same_word) + 0.05 * (section == candidate_section)
 
 
 def nearest(given: str, candidates: Iterable[str]) -> list[str]:

@@ -57,8 +57,9 @@ def fit_value(value: Any, like: Any) -> Any:
 
 
 def methods_in_use(config: ConfigDict) -> tuple[str, ...]:
-    """The base and the papers; () of a tree that lacks these keys, which check_config reports."""
-    return (config.get('base', ''), *config.get('papers', ()))
+    """The base, then the papers. Tolerates a tree where these are missing or malformed, which check_config reports."""
+    papers = config.get('papers', ())
+    return (config.get('base', ''), *(papers if isinstance(papers, tuple) else ()))
 
 
 def method_defaults(function: Callable) -> dict[str, Any]:

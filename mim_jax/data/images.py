@@ -50,13 +50,13 @@ def _open_bytes(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except Image.UnidentifiedImageError as error:  # its own text names a BytesIO object
         raise ValueError(f'no known image format in its {len(data)} bytes') from error
+    image.load()  # open() is lazy: damage must show here
     ImageOps.exif_transpose(image, in_place=True)
     return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == 'RGB':
-        image.load()  # open() is lazy: damage must show here
         return image
     if image.mode == 'F':
         raise ValueError('floating-point pixels have no agreed range')

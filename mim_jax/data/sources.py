@@ -173,9 +173,7 @@ def _open_tfds(name: str, directory: str, split: str) -> TfdsSource:
         )
     features = dict(builder.info.features.items())
     if not isinstance(features.get('image'), tfds.features.Image):
-        raise DataError(
-            f"Dataset '{name}' has no image feature called 'image', only {', '.join(features)}."
-        )
+        raise DataError(f"Dataset '{name}' has no image feature called 'image', only {', '.join(features)}.")
     try:
         records = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
     except ValueError as error:

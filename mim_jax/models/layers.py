@@ -46,9 +46,7 @@ class Attention(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, bias: jax.Array | None = None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """f[B,T,D], bias added to the logits (broadcast to [B,heads,T,T]) -> f[B,T,D] and (q, k), each f[B,T,heads,D/heads]."""
         b, length, width = x.shape
         packed = nn.Dense(3 * width, kernel_init=xavier, dtype=self.dtype, name='qkv')(x)

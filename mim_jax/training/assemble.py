@@ -1,18 +1,27 @@
-"""From a checked config to the parts of a run: dataset, loader, recipe."""
+"""From a checked config to the parts of a run: dataset, recipe, loader, and the program that trains."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import optax
+from jax.sharding import Mesh
 
-from mim_jax.config import check_devices
+from mim_jax.config import check_devices, peak_lr
 from mim_jax.data.augment import Crop
 from mim_jax.data.cache import cache_source
 from mim_jax.data.loader import Loader
 from mim_jax.data.sources import Source, open_source
 from mim_jax.methods import build
+from mim_jax.parallel.rules import shardings
 from mim_jax.recipe import Recipe
+from mim_jax.teachers import load_frozen
+from mim_jax.training.optim import learning_rate, make_optimizer
+from mim_jax.training.state import TrainState, abstract_state, init_state
+from mim_jax.training.step import jit_train_step, make_train_step
 
 
 def assemble(config: Any) -> tuple[Recipe, Source]:
@@ -40,3 +49,36 @@ def make_loader(recipe: Recipe, source: Source) -> Loader:
         workers=data.workers,
         on_bad_image=data.on_bad_image,
     )
+
+
+@dataclass(frozen=True)
+class Program:
+    """The train step of a recipe on a mesh, not yet compiled, and the state it needs, not yet allocated.
+
+    abstract: the state's shapes, dtypes and shardings; frozen: fixed teachers' parameters, placed; step: (state, frozen,
+    {crop: u8[B,S,S,3]}) -> (state, logs), jitted, its state donated.
+    """
+
+    recipe: Recipe
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    frozen: Any
+    step: Callable
+
+    def init(self) -> TrainState:
+        """The state at step 0: a function of the seed alone."""
+        return init_state(self.recipe, self.optimizer, self.abstract)
+
+
+def make_program(recipe: Recipe, mesh: Mesh) -> Program:
+    """Schedule, optimizer, shardings, teachers, step, all as the recipe's config says."""
+    config, optim = recipe.config, recipe.config.optim
+    warmup = optim.warmup_epochs * config.steps_per_epoch
+    rate_at = learning_rate(optim.schedule, peak_lr(config), optim.min_lr, warmup, config.steps)
+    optimizer = make_optimizer(optim, rate_at)
+    abstract = abstract_state(recipe, optimizer, mesh)
+    frozen = load_frozen(recipe)
+    frozen = jax.device_put(frozen, shardings(frozen, mesh))
+    step = make_train_step(recipe, optimizer, rate_at, config.accumulate)
+    return Program(recipe, mesh, optimizer, abstract, frozen, jit_train_step(step, abstract, frozen, mesh))

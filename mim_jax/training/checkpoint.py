@@ -6,11 +6,8 @@ checkpoint of another model (an error) from a damaged one (the previous one is u
 """
 
 import contextlib
-import gc
-import logging
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +19,7 @@ from etils import epath
 from mim_jax.errors import CheckpointError, WorkdirError
 from mim_jax.parallel.hosts import broadcast
 from mim_jax.parallel.rules import flatten_with_paths
+from mim_jax.training.quiet import silence_orbax
 from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_seal, open_seal
 
 policies = ocp.checkpoint_managers
@@ -49,6 +47,7 @@ class Checkpoints:
         self.directory = epath.Path(directory).absolute() if '://' not in str(directory) else epath.Path(directory)
         self._report = report
         self._saving = None
+        silence_orbax()
         _check_writable(self.directory)
         keepers = [policies.LatestN(keep)]
         if milestone_every:
@@ -98,9 +97,9 @@ class Checkpoints:
     def restore(self, abstract_tree: Any) -> tuple[Any, int, dict] | None:
         """ShapeDtypeStructs with shardings -> (tree of arrays so placed, step, extra); None where nothing was saved.
 
-        The mesh may differ from the one that saved; a leaf without a sharding goes to the first device. A damaged checkpoint is reported and, once an older one has been
-        read in its place, moved aside as 'damaged_<step>'. Raises CheckpointError when the checkpoint is of another
-        model, or when none is readable; nothing is moved then.
+        The mesh may differ from the one that saved; a leaf without a sharding goes to the first device. A damaged
+        checkpoint is reported and, once an older one has been read in its place, moved aside as 'damaged_<step>'.
+        Raises CheckpointError when the checkpoint is of another model, or none is readable; nothing is moved then.
         """
         self.wait()
         damaged = {}
@@ -154,6 +153,7 @@ def read_params(directory: str, step: int | None = None) -> tuple[dict, dict]:
 
     Reads nothing else and writes nothing, so it may run beside training. Raises CheckpointError.
     """
+    silence_orbax()
     root = epath.Path(directory)
     steps = _steps(root) if root.is_dir() else []
     if not steps or step not in (None, *steps):
@@ -197,21 +197,14 @@ def _read_arrays(path: epath.Path, args: ocp.args.CheckpointArgs) -> dict[str, A
         ocp.args.StandardRestore: ocp.StandardCheckpointHandler,
         ocp.args.PyTreeRestore: ocp.PyTreeCheckpointHandler,
     }
-    with _quiet():
-        try:
-            with contextlib.closing(ocp.Checkpointer(handlers[type(args)]())) as reader:
-                return dict(flatten_with_paths(reader.restore(path / 'state', args=args)))
-        except Exception as error:
-            reason = _root_cause(error)
-            passing = isinstance(error, MemoryError | PermissionError) or any(
-                fault in reason for fault in PASSING_FAULTS
-            )
-        # Outside the handler, so that the failed reads can be collected, with what they log, while it is quiet.
-        gc.collect()
-        time.sleep(0.1)
-    if passing:
-        raise CheckpointError(f'Checkpoint {path} cannot be read now: {reason}.')
-    raise Damaged(f'its arrays cannot be read ({reason})')
+    try:
+        with contextlib.closing(ocp.Checkpointer(handlers[type(args)]())) as reader:
+            return dict(flatten_with_paths(reader.restore(path / 'state', args=args)))
+    except Exception as error:
+        reason = _root_cause(error)
+        if isinstance(error, MemoryError | PermissionError) or any(fault in reason for fault in PASSING_FAULTS):
+            raise CheckpointError(f'Checkpoint {path} cannot be read now: {reason}.') from error
+        raise Damaged(f'its arrays cannot be read ({reason})') from error
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
@@ -255,25 +248,3 @@ def _root_cause(error: BaseException) -> str:
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     text = re.sub(r' in OCDBT database at local file "[^"]*"', '', text)
     return re.sub(r' \[\w+(\[\d+\])?=.*', '', re.sub(r'"/[^"]*/', '"', text)).rstrip('.')
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what asyncio prints when one array cannot be read and the reads of all others are abandoned."""
-    logger = logging.getLogger('asyncio')
-    level, hooks = logger.level, (sys.excepthook, sys.unraisablehook)
-    logger.setLevel(logging.CRITICAL + 1)
-    sys.excepthook = sys.unraisablehook = lambda *_: None
-    try:
-        yield
-    finally:
-        sys.excepthook, sys.unraisablehook = hooks
-        logger.setLevel(level)
-
-
-def _is_not_from_orbax(record: logging.LogRecord) -> bool:
-    return 'orbax' not in record.pathname
-
-
-# Orbax logs a page for every file it cannot write or read, from its own threads, and raises the same error.
-logging.getLogger('absl').addFilter(_is_not_from_orbax)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
-EXIT_STATUS = 75  # EX_TEMPFAIL: interrupted and saved; the same command goes on
-
 
 class Interrupt:
     """While open, `requested` names the first signal that arrived, or is None. The second raises KeyboardInterrupt."""

@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from mim_jax.config import peak_lr
 from mim_jax.data.loader import Loader
 from mim_jax.errors import NonFiniteLoss
 from mim_jax.parallel.hosts import broadcast, to_global
 from mim_jax.parallel.mesh import batch_sharding
-from mim_jax.parallel.rules import shardings
 from mim_jax.recipe import Recipe
-from mim_jax.teachers import load_frozen
 from mim_jax.training import perf
+from mim_jax.training.assemble import Program
 from mim_jax.training.checkpoint import Checkpoints
 from mim_jax.training.interrupt import Interrupt
 from mim_jax.training.loggers import (
@@ -31,9 +28,8 @@ from mim_jax.training.loggers import (
     progress_line,
     replace_file,
 )
-from mim_jax.training.optim import decay_mask, learning_rate, make_optimizer
-from mim_jax.training.state import TrainState, abstract_state, from_tree, init_state, to_tree
-from mim_jax.training.step import jit_train_step, make_train_step
+from mim_jax.training.optim import decay_mask
+from mim_jax.training.state import TrainState, from_tree, to_tree
 from mim_jax.training.workdir import Workdir
 
 
@@ -70,35 +66,17 @@ class Session:
     Restores the newest readable checkpoint, or starts at step 0. `report` gets every line a person should read.
     """
 
-    def __init__(
-        self, recipe: Recipe, mesh: Mesh, loader: Loader, workdir: Workdir, report: Callable[[str], None] = print
-    ):
-        config = recipe.config
-        self.recipe, self.mesh, self.loader, self.workdir, self.report = recipe, mesh, loader, workdir, report
-        self.config, self.total = config, config.steps
-        rate_at = learning_rate(
-            config.optim.schedule,
-            peak_lr(config),
-            config.optim.min_lr,
-            config.optim.warmup_epochs * config.steps_per_epoch,
-            self.total,
-        )
-        self.optimizer = make_optimizer(config.optim, rate_at)
-        self.abstract = abstract_state(recipe, self.optimizer, mesh)
-        frozen = load_frozen(recipe)
-        self.frozen = jax.device_put(frozen, shardings(frozen, mesh))
-        self.checkpoints = Checkpoints(
-            workdir.checkpoints,
-            config.checkpoint.keep,
-            steps_of(config.checkpoint.milestone_epochs, recipe),
-            report,
-        )
+    def __init__(self, program: Program, loader: Loader, workdir: Workdir, report: Callable[[str], None] = print):
+        self.program, self.loader, self.workdir, self.report = program, loader, workdir, report
+        self.recipe, self.config, self.total = program.recipe, program.recipe.config, program.recipe.config.steps
+        self.mesh, self.frozen = program.mesh, program.frozen
+        config = self.config
+        milestone = steps_of(config.checkpoint.milestone_epochs, self.recipe)
+        self.checkpoints = Checkpoints(workdir.checkpoints, config.checkpoint.keep, milestone, report)
         self.state, self.wall_before = self._restore()
         self.loggers = Loggers(
             workdir.path, int(self.state.step), config.log.tensorboard, config.log.wandb, config.to_dict()
         )
-        step = make_train_step(recipe, self.optimizer, rate_at, config.accumulate)
-        self._jitted = jit_train_step(step, self.abstract, self.frozen, mesh)
         self._started = self._saved_at = time.monotonic()
         self._indices: dict[int, list[int]] = {}
 
@@ -109,16 +87,15 @@ class Session:
 
     def describe(self) -> str:
         """The parameter table: path, shape, dtype, sharding, decay, and totals."""
-        params = self.abstract.params
+        params = self.program.abstract.params
         placed = jax.tree.map(lambda leaf: leaf.sharding, params)
         return parameter_table(params, placed, decay_mask(params, self.config.optim.decay_exclude))
 
-    def untrained_state(self) -> TrainState:
-        """The state at step 0, made again: creation is a function of the seed alone."""
-        return init_state(self.recipe, self.optimizer, self.abstract)
-
     def run(self, watchers: Sequence[Watcher] = ()) -> Outcome:
         """Train to the last step, or until a signal asks to stop. Raises NonFiniteLoss, CheckpointError, DataError."""
+        if int(self.state.step) == self.total:
+            self.report('Nothing is left to do: this run has finished.')
+            return Outcome('finished', self.total, self.loggers.journal.last_values())
         with Interrupt() as interrupt:
             step = self._compile()
             self._watch_untrained(watchers)
@@ -131,20 +108,20 @@ class Session:
 
     # -- start ---------------------------------------------------------------------------------------------------------
     def _restore(self) -> tuple[TrainState, float]:
-        restored = self.checkpoints.restore(to_tree(self.abstract))
+        restored = self.checkpoints.restore(to_tree(self.program.abstract))
         if restored is None:
             self.report(f'Starting {self.recipe.name} at step 0 of {self.total}.')
-            return init_state(self.recipe, self.optimizer, self.abstract), 0.0
+            return self.program.init(), 0.0
         tree, step, extra = restored
-        key = jax.device_put(jax.random.key(self.config.seed), self.abstract.root_key.sharding)
+        key = jax.device_put(jax.random.key(self.config.seed), self.program.abstract.root_key.sharding)
         self.report(f'Resuming {self.recipe.name} at step {step} of {self.total}, from {self.workdir.checkpoints}.')
-        return from_tree(tree, self.abstract.replace(root_key=key)), extra['wall_seconds']
+        return from_tree(tree, self.program.abstract.replace(root_key=key)), extra['wall_seconds']
 
     def _compile(self) -> Callable:
         side, sharding = self.config.image_size, batch_sharding(self.mesh)
         image = jax.ShapeDtypeStruct((self.config.batch_size, side, side, 3), 'uint8', sharding=sharding)
         start = time.monotonic()
-        traced = self._jitted.trace(self.state, self.frozen, dict.fromkeys(self.recipe.crops, image))
+        traced = self.program.step.trace(self.state, self.frozen, dict.fromkeys(self.recipe.crops, image))
         self.flops = perf.count_flops(traced.jaxpr)
         compiled = traced.lower().compile()
         memory = compiled.memory_analysis()
@@ -159,7 +136,7 @@ class Session:
         wanted = [w for w in watchers if w.untrained and w.every_steps]
         if not wanted or any(key.startswith('untrained/') for key in self.loggers.journal.last_values()):
             return
-        state = self.state if int(self.state.step) == 0 else self.untrained_state()
+        state = self.state if int(self.state.step) == 0 else self.program.init()
         for watcher in wanted:
             values = {key.replace('probe/', 'untrained/'): v for key, v in watcher.look(state, 0).items()}
             self._journal(0, values)

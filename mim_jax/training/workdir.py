@@ -22,7 +22,7 @@ class Workdir:
 
     def __init__(self, path: str | Path, config: Any):
         self.path = Path(path).absolute()
-        self._check_writable()
+        check_writable(self.path)
         self._lock = (self.path / '.lock').open('w')
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system however the process ends
@@ -40,7 +40,9 @@ class Workdir:
                 ) from error
             check_same_run(config, before)
         elif (self.path / JOURNAL).exists() or self.checkpoints.exists():
-            raise WorkdirError(f'{self.path} holds a run without its config.json; restore it, or choose another --workdir.')
+            raise WorkdirError(
+                f'{self.path} holds a run without its config.json; restore it, or choose another --workdir.'
+            )
         replace_file(saved, to_json(config))
 
     @property
@@ -61,12 +63,14 @@ class Workdir:
         """Let another process use the folder."""
         self._lock.close()
 
-    def _check_writable(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path) as probe:
-                probe.write(os.urandom(1))
-        except OSError as error:
-            raise WorkdirError(
-                f'--workdir {self.path} cannot be written ({error.strerror}); choose a folder you may write to.'
-            ) from error
+
+def check_writable(path: Path) -> None:
+    """Make the folder and write a byte in it. Raises WorkdirError when that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(os.urandom(1))
+    except OSError as error:
+        raise WorkdirError(
+            f'--workdir {path} cannot be written ({error.strerror}); choose a folder you may write to.'
+        ) from error

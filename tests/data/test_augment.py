@@ -178,6 +178,15 @@ def test_every_size_of_image_gives_the_asked_shape(kind, interpolation, size):
     assert pixels.dtype == np.uint8
 
 
+@pytest.mark.parametrize('kind', ['rrc', 'src', 'center'])
+@pytest.mark.parametrize('size', [(90, 9), (9, 90), (31, 33)])
+def test_no_crop_reaches_outside_the_image(kind, size):
+    """Pillow fills what lies outside with black, without a word."""
+    rng = np.random.default_rng(0)
+    crop = Crop(kind, 16, scale=(0.05, 1.0))
+    assert all((crop(Image.new('RGB', size, (255, 255, 255)), rng) == 255).all() for _ in range(50))
+
+
 @pytest.mark.parametrize('kind', ['rrc', 'src'])
 def test_flip_mirrors_half_of_the_draws_and_nothing_else(kind):
     image, flips = picture(20, 20), 0

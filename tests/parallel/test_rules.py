@@ -108,8 +108,10 @@ def test_refusals_name_the_rule_or_the_path():
         shardings(tree, make_mesh(), (Rule('encodr/', P('fsdp')), Rule('.*', AUTO)))
     with pytest.raises(ConfigError, match=r"decide no array: 'w\$'"):  # shadowed by the rule before it
         shardings(tree, make_mesh(), (Rule('.*', AUTO), Rule('w$', P('fsdp'))))
-    with pytest.raises(ConfigError, match=r'encoder/w has shape \(256, 256\).*fsdp.*into 8 parts'):
-        shardings({'encoder': {'w': struct(256, 260)}} | tree, make_mesh(fsdp=8), (Rule('w$', P('fsdp', None, None)),))
+    with pytest.raises(ConfigError, match=r"'w\$' names 3 axes, but encoder/w has shape \(256, 256\)"):
+        shardings(tree, make_mesh(), (Rule('w$', P('fsdp', None, None)),))
+    with pytest.raises(ConfigError, match=r'qkv/kernel has shape \(36, 108\).*fsdp splits its axis 0 into 8 parts'):
+        shardings({'attn': {'qkv': {'kernel': struct(36, 108)}}}, make_mesh(fsdp=8))
 
 
 def test_sharded_step_agrees_with_one_device():

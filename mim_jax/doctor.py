@@ -1,0 +1,171 @@
+"""Check this machine before a long run: `python -m mim_jax.doctor --config configs/mae.py[:variant] [--workdir DIR]`.
+
+Looks at versions, configuration, devices, dataset, workdir, effective batch and learning rate, then compiles and runs one
+real train step. Goes on after a fault; every fault comes with what to do. Exit status 0: all well, 2: at least one fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from packaging.requirements import Requirement
+
+from mim_jax.command import describe_machine, parse_arguments, read_config, run_program
+from mim_jax.config import check_devices, peak_lr
+from mim_jax.data.sources import open_source
+from mim_jax.errors import UserError, WorkdirError
+from mim_jax.parallel.hosts import to_global
+from mim_jax.parallel.mesh import make_mesh
+from mim_jax.training import perf
+from mim_jax.training.assemble import assemble, make_loader, make_program
+from mim_jax.training.loggers import format_duration
+from mim_jax.training.workdir import check_writable
+
+TIMED_STEPS = 3
+
+
+class Examination:
+    """Runs checks in order, prints one line each, counts the faults. A check that needs a failed one is left out."""
+
+    def __init__(self):
+        self.faults = 0
+
+    def check(self, name: str, look: Callable[[], tuple[str, Any]]) -> Any:
+        """look() -> (what was found, a value for later checks). A UserError is a fault; anything else is a bug."""
+        try:
+            found, value = look()
+        except UserError as error:
+            self.faults += 1
+            print(f'FAULT {name}: {error}', flush=True)
+            return None
+        print(f'ok    {name}: {found}', flush=True)
+        return value
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run every check that can be run. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog='python -m mim_jax.doctor', description='Check this machine for a run.')
+    parser.add_argument(
+        '--config', required=True, help='as for mim_jax.train, with the same --config.key=value overrides'
+    )
+    parser.add_argument('--workdir', type=Path, help='the folder the run will use')
+    options, overrides = parse_arguments(arguments, parser)
+
+    exam = Examination()
+    exam.check('versions', check_versions)
+    exam.check('devices', check_machine)
+    config = exam.check('config', lambda: check_settings(options.config, overrides))
+    if config is not None:
+        size = exam.check('dataset', lambda: check_dataset(config))
+        exam.check('batch and learning rate', lambda: check_batch(config, size))
+        if size is not None:
+            exam.check('one train step', lambda: check_step(config))
+    if options.workdir is not None:
+        exam.check('workdir', lambda: check_folder(options.workdir))
+    print(f'{exam.faults} fault{"" if exam.faults == 1 else "s"} found.' if exam.faults else 'All well.', flush=True)
+    return 2 if exam.faults else 0
+
+
+def check_versions() -> tuple[str, None]:
+    """Every requirement of this package against what is installed."""
+    wrong = []
+    for text in metadata.requires('mim_jax') or ():
+        requirement = Requirement(text)
+        try:
+            installed = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f'{requirement.name} is not installed')
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f'{requirement.name} is {installed}, not {requirement.specifier}')
+    if wrong:
+        raise UserError(f'{"; ".join(wrong)}. Run: pip install -r requirements.txt')
+    versions = describe_machine()['versions']
+    return ', '.join(f'{name} {version}' for name, version in versions.items()), None
+
+
+def check_machine() -> tuple[str, None]:
+    """What JAX sees."""
+    devices = jax.devices()
+    statistics = devices[0].memory_stats() or {}
+    memory = statistics.get('bytes_limit')
+    each = '' if memory is None else f', {memory / 2**30:.1f} GiB each'
+    peak = perf.find_peak(devices[0].device_kind)
+    speed = 'peak speed unknown, so no mfu' if peak is None else f'{peak / 1e12:.0f} TFLOP/s each in bf16'
+    return f'{len(devices)} x {devices[0].device_kind}{each}, {speed}; {jax.process_count()} host(s)', None
+
+
+def check_settings(spec: str, overrides: Sequence[str]) -> tuple[str, Any]:
+    """The configuration, as train would read it."""
+    config, _ = read_config(spec, overrides)
+    return f'{"+".join((config.base, *config.papers))}, image_size {config.image_size}', config
+
+
+def check_dataset(config: Any) -> tuple[str, int]:
+    """Both splits found; the first and the last training image readable."""
+    train = open_source(config.data, config.data.split)
+    loader_sizes = [f'{len(train)} images in {config.data.split}']
+    for index in (0, len(train) - 1):
+        if len(train[index].image) == 0:
+            raise UserError(f'image {index} of {train.description} is empty; remove it.')
+    if config.probe.every_epochs or config.pictures.every_epochs:
+        loader_sizes.append(f'{len(open_source(config.data, config.data.eval_split))} in {config.data.eval_split}')
+    return f'{train.description}, {", ".join(loader_sizes)}', len(train)
+
+
+def check_batch(config: Any, dataset_size: int | None) -> tuple[str, None]:
+    """The effective batch and learning rate on these devices."""
+    check_devices(config, jax.device_count(), jax.process_count(), dataset_size)
+    devices = jax.device_count()
+    micro = config.batch_size // (devices * config.accumulate)
+    return (
+        f'{micro} images x {devices} devices x {config.accumulate} micro-batches = {config.batch_size} per step; '
+        f'peak lr {peak_lr(config):.3g} = {config.optim.base_lr:.3g} by {config.optim.lr_scaling}. If memory runs out, '
+        f'raise accumulate: batch and lr stay the same'
+    ), None
+
+
+def check_step(config: Any) -> tuple[str, None]:
+    """Compile the real step and run it on real batches."""
+    recipe, source = assemble(config)
+    program = make_program(recipe, make_mesh(config.mesh.data, config.mesh.fsdp))
+    state = program.init()
+    batches = make_loader(recipe, source).batches(0, 1 + TIMED_STEPS)
+    times = []
+    for batch in batches:
+        start = time.perf_counter()
+        images = {crop: batch[crop] for crop in recipe.crops}
+        state, logs = program.step(state, program.frozen, to_global(program.mesh, images))
+        loss = float(logs['loss/total'])
+        times.append(time.perf_counter() - start)
+    if not math.isfinite(loss):
+        raise UserError(f'the loss is {loss} after {len(times)} steps; lower optim.base_lr or use dtype float32.')
+    seconds = min(times[1:])
+    return (
+        f'compiled and ran in {times[0]:.1f} s, then {seconds:.3f} s a step ({config.batch_size / seconds:.0f} images/s), '
+        f'loss {loss:.3f}; {recipe.config.steps} steps would take {format_duration(seconds * recipe.config.steps)} '
+        'if the data keeps up'
+    ), None
+
+
+def check_folder(path: Path) -> tuple[str, None]:
+    """The workdir can be written, and how much room it has."""
+    check_writable(path)
+    free = shutil.disk_usage(path).free / 2**30
+    if free < 1:
+        raise WorkdirError(
+            f'{path} has {free:.2f} GiB free; checkpoints need more: free some, or choose another folder.'
+        )
+    return f'{path} is writable, {free:.0f} GiB free', None
+
+
+if __name__ == '__main__':
+    run_program(main)

@@ -1,0 +1,60 @@
+"""MAE and its encoder at real sizes against transformers and timm, live. `make test-parity` installs what this needs."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from mae_cases import MEAN, REAL, STD, Case, check, make_inputs
+from mae_ours import fill_tree, run_ours
+from vitmae_weights import TIMM, VITMAE, import_weights
+
+from mim_jax.models.vit import ViT
+from mim_jax.tokens import sincos_positions
+
+MISSING = [name for name in ('torch', 'transformers', 'timm') if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(bool(MISSING), reason=f'needs {", ".join(MISSING)}: run `make test-parity`'),
+]
+if not MISSING:
+    import torch
+    from vitmae_reference import build_reference, run_reference, weights_of
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+@pytest.mark.parametrize('setting', ['norm', 'plain'])
+@pytest.mark.parametrize('size', REAL)
+def test_agrees_with_transformers(size, setting, seed):
+    case, norm_pix_loss = REAL[size], setting == 'norm'
+    images, noise = make_inputs(case, seed)
+    model = build_reference(case, norm_pix_loss, seed)
+    weights = import_weights(weights_of(model), VITMAE)
+    reference = run_reference(model, images, noise)
+    reference['gradients'] = import_weights(reference['gradients'], VITMAE)
+    reference['after'] = {steps: import_weights(after, VITMAE) for steps, after in reference['after'].items()}
+    check(run_ours(case, norm_pix_loss, images, noise, weights), reference)
+
+
+def test_whole_images_agree_with_timm(timm):
+    """vit_tiny_patch16_224 without a mask: features of every token after the final norm."""
+    torch.manual_seed(0)
+    model = timm.create_model('vit_tiny_patch16_224', pretrained=False, num_classes=0).eval()
+    case = Case(224, 16, 192, 12, 3, 0, 0, 0, batch=3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # timm starts biases at 0 and norms at 1
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+        model.pos_embed[0, 0] = 0.0
+        model.pos_embed[0, 1:] = torch.from_numpy(sincos_positions(14, 14, case.width).copy())
+    images = (make_inputs(case, seed=0)[0] / np.float32(255.0) - np.float32(MEAN)) / np.float32(STD)
+    with torch.no_grad():
+        expected = model.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+
+    encoder = ViT(case.patch_size, case.width, case.depth, case.heads)
+    like = jax.eval_shape(encoder.init, jax.random.key(0), images)['params']
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    arrays = {path.removeprefix('encoder/'): value for path, value in import_weights(state, TIMM).items()}
+    tokens = jax.jit(encoder.apply)({'params': fill_tree(like, arrays)}, images)
+    difference = np.abs(np.asarray(tokens.joined()) - expected).max()
+    print(f'features {difference:.1e}, largest {np.abs(expected).max():.1f}')
+    assert difference < 1e-4

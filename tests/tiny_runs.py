@@ -1,0 +1,106 @@
+"""Tiny recipes, images and runs that several test modules share: 16 x 16 pixels, 16 patches, 4 of them visible."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from mim_jax.config import default_config
+from mim_jax.forward import Forward, Surroundings, create_parameters
+from mim_jax.methods.mae import mae
+from mim_jax.networks import Networks
+from mim_jax.parallel.hosts import to_global
+from mim_jax.parallel.mesh import make_mesh
+from mim_jax.recipe import Recipe
+from mim_jax.training import optim, state, step
+
+SIDE, PATCHES, VISIBLE, STEPS = 16, 16, 4, 20
+
+
+def tiny_config(encoder: Mapping = {}, optim: Mapping = {}, **top: Any) -> ConfigDict:  # noqa: B006
+    """The default configuration with everything small, in fp32; sections and keys on top of it."""
+    config = default_config()
+    config.update({'image_size': SIDE, 'dtype': 'float32', 'steps': STEPS, **top})
+    config.steps_per_epoch = 5.0
+    config.encoder.update({'patch_size': 4, 'width': 16, 'depth': 2, 'heads': 2, **encoder})
+    config.optim.update(optim)
+    return config
+
+
+def tiny_mae(config: ConfigDict | None = None) -> Recipe:
+    """MAE with a decoder of one block."""
+    return mae(config or tiny_config(), decoder_width=16, decoder_depth=1, decoder_heads=2)
+
+
+def random_batch(recipe: Recipe, seed: int = 0, count: int = 16) -> dict[str, np.ndarray]:
+    """{crop: u8[count,16,16,3]}; a crop's pixels depend on its name, not on its place in the recipe."""
+    draws = {crop: np.random.default_rng([seed, *crop.encode()]) for crop in recipe.crops}
+    return {crop: draw.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8) for crop, draw in draws.items()}
+
+
+def random_parameters(module: nn.Module, *inputs: Any) -> dict:
+    """Normal draws of deviation 0.3 in place of a module's initial parameters; nothing is compiled."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
+    draw = np.random.default_rng(0)
+    return jax.tree.map(lambda a: jnp.asarray(0.3 * draw.normal(size=a.shape), a.dtype), shapes)
+
+
+def trace_forward(recipe: Recipe, read: Any) -> Any:
+    """What `read(forward)` returns, abstractly, on a forward pass that creates its parameters; nothing is compiled."""
+
+    def run(key: jax.Array) -> Any:
+        batch = {crop: jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8) for crop in recipe.crops}
+        around = Surroundings(batch, jnp.arange(2), key, jnp.zeros((), jnp.int32), {}, {})
+        return read(Forward(recipe, Networks(recipe, {}, {}, key, 'create'), around))
+
+    return jax.eval_shape(run, jax.random.key(0))
+
+
+def init_plain(recipe: Recipe) -> state.TrainState:
+    """A state on one device, without an optimizer."""
+    params, batch_stats, teachers = jax.jit(lambda key: create_parameters(recipe, key))(jax.random.key(0))
+    return state.TrainState(jnp.zeros((), jnp.int32), params, batch_stats, (), teachers, jax.random.key(0))
+
+
+class Run(NamedTuple):
+    """A compiled step and its state before any step."""
+
+    mesh: Any
+    step: Any
+    state: state.TrainState
+    abstract: state.TrainState
+
+    def train(self, batches: list[dict], frozen: Mapping = {}) -> tuple[state.TrainState, list[dict]]:  # noqa: B006
+        """Steps over `batches` -> the last state and every step's logs as numpy."""
+        now, logs = self.state, []
+        for batch in batches:
+            now, out = self.step(now, frozen, to_global(self.mesh, batch))
+            logs.append(jax.device_get(out))
+        return now, logs
+
+
+def start(
+    recipe: Recipe, data: int = 1, fsdp: int = 1, accumulate: int = 1, state_of: Any = None, frozen: Any = ()
+) -> Run:
+    """A run on data x fsdp of the eight fake devices; `state_of` (a state) saves compiling the initialisation again."""
+    mesh = make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+    rate = optim.learning_rate('cosine', 1e-3, 0.0, 2, STEPS)
+    optimizer = optim.make_optimizer(recipe.config.optim, rate)
+    abstract = state.abstract_state(recipe, optimizer, mesh)
+    if state_of is None:
+        first = state.init_state(recipe, optimizer, abstract)
+    else:  # through the host: a copy, as the run donates its state
+        tree = jax.device_get(state.to_tree(state_of))
+        bare = state.from_tree(tree, abstract).replace(root_key=jax.random.key(recipe.config.seed))
+        first = jax.device_put(bare, state.state_shardings(abstract))
+    program = step.make_train_step(recipe, optimizer, rate, accumulate)
+    return Run(mesh, step.jit_train_step(program, abstract, dict(frozen), mesh), first, abstract)
+
+
+def leaves(tree: Any) -> dict[str, np.ndarray]:
+    """{path: numpy array}."""
+    return {path: np.array(leaf) for path, leaf in state.flatten_with_paths(tree)}
