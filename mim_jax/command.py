@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from mim_jax.errors import UserError
 from mim_jax.methods import BASES, PAPERS
 
 INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 PACKAGES = ('mim_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets', 'numpy')
 
 
@@ -47,8 +51,10 @@ def read_config(spec: str, overrides: Sequence[str]) -> tuple[Any, Any]:
 def run_program(main: Callable[[Sequence[str]], int]) -> None:
     """Exit with main's status; a UserError becomes its sentence on standard error and its own status."""
     logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax and Grain narrate
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C; the loop has its own handlers
     try:
-        status = main(sys.argv[1:])
+        with explain_shortages():
+            status = main(sys.argv[1:])
     except UserError as error:
         print(f'error: {error}', file=sys.stderr, flush=True)
         status = error.exit_status
@@ -56,6 +62,27 @@ def run_program(main: Callable[[Sequence[str]], int]) -> None:
         print('Stopped; the last checkpoint stands. Run the same command to go on.', file=sys.stderr, flush=True)
         status = INTERRUPTED
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def explain_shortages() -> Iterator[None]:
+    """Turn a full disk and exhausted device memory, which the user can mend, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f'{error.filename or "A file of the workdir"} could not be written ({error.strerror}); free disk space '
+            'there and run the same command again.'
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        raise UserError(
+            f'Out of device memory ({str(error).splitlines()[0]}); raise accumulate (batch and lr stay the same), set '
+            'encoder.remat=full, or use more devices.'
+        ) from error
 
 
 def describe_machine() -> dict[str, Any]:

@@ -18,8 +18,9 @@ from typing import Any
 import jax
 from packaging.requirements import Requirement
 
-from mim_jax.command import describe_machine, parse_arguments, read_config, run_program
+from mim_jax.command import describe_machine, explain_shortages, parse_arguments, read_config, run_program
 from mim_jax.config import check_devices, peak_lr
+from mim_jax.data.images import decode
 from mim_jax.data.sources import open_source
 from mim_jax.errors import UserError, WorkdirError
 from mim_jax.parallel.hosts import to_global
@@ -27,7 +28,7 @@ from mim_jax.parallel.mesh import make_mesh
 from mim_jax.training import perf
 from mim_jax.training.assemble import assemble, make_loader, make_program
 from mim_jax.training.loggers import format_duration
-from mim_jax.training.workdir import check_writable
+from mim_jax.training.workdir import check_contents, check_writable
 
 TIMED_STEPS = 3
 
@@ -41,7 +42,8 @@ class Examination:
     def check(self, name: str, look: Callable[[], tuple[str, Any]]) -> Any:
         """look() -> (what was found, a value for later checks). A UserError is a fault; anything else is a bug."""
         try:
-            found, value = look()
+            with explain_shortages():
+                found, value = look()
         except UserError as error:
             self.faults += 1
             print(f'FAULT {name}: {error}', flush=True)
@@ -65,11 +67,11 @@ def main(arguments: Sequence[str]) -> int:
     config = exam.check('config', lambda: check_settings(options.config, overrides))
     if config is not None:
         size = exam.check('dataset', lambda: check_dataset(config))
-        exam.check('batch and learning rate', lambda: check_batch(config, size))
-        if size is not None:
+        fits = exam.check('batch and learning rate', lambda: check_batch(config, size))
+        if size is not None and fits:
             exam.check('one train step', lambda: check_step(config))
     if options.workdir is not None:
-        exam.check('workdir', lambda: check_folder(options.workdir))
+        exam.check('workdir', lambda: check_folder(options.workdir, config))
     print(f'{exam.faults} fault{"" if exam.faults == 1 else "s"} found.' if exam.faults else 'All well.', flush=True)
     return 2 if exam.faults else 0
 
@@ -110,18 +112,19 @@ def check_settings(spec: str, overrides: Sequence[str]) -> tuple[str, Any]:
 
 
 def check_dataset(config: Any) -> tuple[str, int]:
-    """Both splits found; the first and the last training image readable."""
+    """Both splits found; the first and the last training image can be decoded."""
     train = open_source(config.data, config.data.split)
     loader_sizes = [f'{len(train)} images in {config.data.split}']
     for index in (0, len(train) - 1):
-        if len(train[index].image) == 0:
-            raise UserError(f'image {index} of {train.description} is empty; remove it.')
+        if config.data.on_bad_image == 'stop':
+            example = train[index]
+            decode(example.image, example.name, index)
     if config.probe.every_epochs or config.pictures.every_epochs:
         loader_sizes.append(f'{len(open_source(config.data, config.data.eval_split))} in {config.data.eval_split}')
     return f'{train.description}, {", ".join(loader_sizes)}', len(train)
 
 
-def check_batch(config: Any, dataset_size: int | None) -> tuple[str, None]:
+def check_batch(config: Any, dataset_size: int | None) -> tuple[str, bool]:
     """The effective batch and learning rate on these devices."""
     check_devices(config, jax.device_count(), jax.process_count(), dataset_size)
     devices = jax.device_count()
@@ -130,7 +133,7 @@ def check_batch(config: Any, dataset_size: int | None) -> tuple[str, None]:
         f'{micro} images x {devices} devices x {config.accumulate} micro-batches = {config.batch_size} per step; '
         f'peak lr {peak_lr(config):.3g} = {config.optim.base_lr:.3g} by {config.optim.lr_scaling}. If memory runs out, '
         f'raise accumulate: batch and lr stay the same'
-    ), None
+    ), True
 
 
 def check_step(config: Any) -> tuple[str, None]:
@@ -156,9 +159,11 @@ def check_step(config: Any) -> tuple[str, None]:
     ), None
 
 
-def check_folder(path: Path) -> tuple[str, None]:
-    """The workdir can be written, and how much room it has."""
+def check_folder(path: Path, config: Any | None) -> tuple[str, None]:
+    """The workdir can be written, what it holds can go on with this config, and how much room it has."""
     check_writable(path)
+    if config is not None:
+        check_contents(path, config)
     free = shutil.disk_usage(path).free / 2**30
     if free < 1:
         raise WorkdirError(

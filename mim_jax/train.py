@@ -7,13 +7,21 @@ what), 3 a loss that is not finite, 75 interrupted and saved, 1 a crash.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mim_jax.command import INTERRUPTED, describe_machine, parse_arguments, read_config, run_program
+from mim_jax.command import (
+    INTERRUPTED,
+    describe_machine,
+    explain_shortages,
+    parse_arguments,
+    read_config,
+    run_program,
+)
 from mim_jax.config import difference, peak_lr
 from mim_jax.data.sources import open_source
 from mim_jax.evals.watchers import draw_run_curves, make_watchers
@@ -53,26 +61,42 @@ def train(config: Any, reference: Any, workdir: Workdir) -> int:
     facts: dict[str, Any] = {'config': str(workdir.path / 'config.json')}
     session = None
     try:
-        recipe, source = assemble(config)
-        watching = config.probe.every_epochs or config.pictures.every_epochs
-        test = open_source(config.data, config.data.eval_split) if watching else None
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-        facts |= {'recipe': recipe.name, 'total_steps': recipe.config.steps, **describe_machine()}
-        describe_run(config, reference, recipe, source, facts)
-        session = Session(make_program(recipe, mesh), make_loader(recipe, source), workdir, report)
-        report(session.describe())
-        outcome = session.run(make_watchers(session, source, test))
-        draw_run_curves(session)
+        with explain_shortages():
+            recipe, source = assemble(config)
+            watching = config.probe.every_epochs or config.pictures.every_epochs
+            test = open_source(config.data, config.data.eval_split) if watching else None
+            mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+            facts |= {'recipe': recipe.name, 'total_steps': recipe.config.steps, **describe_machine()}
+            describe_run(config, reference, recipe, source, facts)
+            session = Session(make_program(recipe, mesh), make_loader(recipe, source), workdir, report)
+            with contextlib.closing(session):
+                if not session.finished:
+                    report(session.describe())
+                outcome = session.run(make_watchers(session, source, test))
+                if not is_settled(session, workdir):
+                    draw_run_curves(session)
+                    write_summary(workdir.summary, status=outcome.status, **progress(session, outcome.steps), **facts)
     except BaseException as error:
-        done = {} if session is None else progress(session, session.loggers.journal.last('step') or 0)
-        status = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'
-        write_summary(workdir.summary, status=status, error=f'{type(error).__name__}: {error}', **done, **facts)
+        if not is_settled(session, workdir):
+            record_failure(error, session, workdir, facts)
         raise
-    finally:
-        if session is not None:
-            session.close()
-    write_summary(workdir.summary, status=outcome.status, **progress(session, outcome.steps), **facts)
     return conclude(outcome, recipe.config.steps, workdir)
+
+
+def is_settled(session: Session | None, workdir: Workdir) -> bool:
+    """A finished run stays finished, and keeps its summary, whatever happens when its command is given again."""
+    nothing_done = session is None or session.finished
+    return nothing_done and workdir.summary.exists() and '"status": "finished"' in workdir.summary.read_text()
+
+
+def record_failure(error: BaseException, session: Session | None, workdir: Workdir, facts: dict[str, Any]) -> None:
+    """summary.json of a run that `error` ended."""
+    done = {} if session is None else progress(session, session.loggers.journal.last('step') or 0)
+    status = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'
+    try:
+        write_summary(workdir.summary, status=status, error=f'{type(error).__name__}: {error}', **done, **facts)
+    except OSError as second:  # as on a full disk; the first error is the one to tell
+        report(f'{workdir.summary} could not be written: {second}.')
 
 
 def describe_run(config: Any, reference: Any, recipe: Any, source: Any, facts: dict[str, Any]) -> None:
@@ -81,7 +105,7 @@ def describe_run(config: Any, reference: Any, recipe: Any, source: Any, facts: d
     report('Settings that differ from the config file: ' + (''.join(f'\n  {line}' for line in changes) or 'none'))
     devices = facts['devices']
     report(
-        f'{recipe.name} on {source.description}, {len(source)} images; {recipe.config.steps} steps of '
+        f'{recipe.name} on {source.description}; {recipe.config.steps} steps of '
         f'{config.batch_size} images, peak lr {peak_lr(config):.3g}; {devices["count"]} x {devices["kind"]}.'
     )
 

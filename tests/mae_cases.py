@@ -21,7 +21,8 @@ TOLERANCE = {'positions': 1e-6, 'prediction': 1e-4, 'loss (relative)': 1e-5, 'gr
 # One step of Adam is about lr * sign(gradient): an element whose gradient drowns in fp32 rounding moves by +lr or -lr
 # at random, in PyTorch too. Keys' biases are all of this kind: softmax ignores them, their true gradient is 0. So
 # parameters are compared where every gradient so far exceeded this share of the parameter's largest.
-SETTLED = 1e-3
+SETTLED = 2e-4
+UNSETTLED = 0.25  # at most this share of all elements may be left out: 4 % after one step, 15 to 20 % after three
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def make_inputs(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images u8[B,S,S,3] and mask noise f32[B,N] without ties.
 
     Random colours, in blocks of patch_size/8 pixels where a patch is large enough for that: such files compress.
-    Image 0 has a patch of nearly no contrast, always masked, whose normalised target depends on the 1e-6 under the root.
+    Image 0 has a masked patch of nearly no contrast, whose normalised target depends on the 1e-6 under the root.
     """
     rng = np.random.default_rng(seed)
     side, patch = case.image_size, case.patch_size
@@ -87,7 +88,7 @@ def measure(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]
     """The largest difference of every kind in TOLERANCE that the reference holds.
 
     Both: prediction f[B,N,P], loss, gradients {path: array}, after {steps: {path: array}}, positions (two tables);
-    arrays of `after` in the reference are NaN where unsettled. The reference's `shown`: which patches its prediction has.
+    the reference's `after` is NaN where unsettled, and its `shown` says which patches its prediction has.
     """
     found = {
         'positions': max(
@@ -115,7 +116,7 @@ def check(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
     print('  '.join(f'{name} {value:.1e}' for name, value in found.items()))
     too_far = {name: value for name, value in found.items() if not value <= TOLERANCE[name]}
     assert not too_far
-    for parameters in reference['after'].values():  # what is left out stays a small part
+    for parameters in reference['after'].values():
         missing = sum(int(np.isnan(value).sum()) for value in parameters.values())
-        assert missing < 0.1 * sum(value.size for value in parameters.values())
+        assert missing < UNSETTLED * sum(value.size for value in parameters.values())
     return found

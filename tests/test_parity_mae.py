@@ -1,4 +1,4 @@
-"""MAE against transformers' ViTMAE (goldens, see golden/make_mae_golden.py) and against the equations in plain NumPy."""
+"""MAE against transformers' ViTMAE (goldens of golden/make_mae_golden.py) and against its equations in plain Python."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,11 +72,11 @@ def test_unknown_weights_are_named(golden):
         import_weights(state, VITMAE)
 
 
-# -- the equations, value by value ---------------------------------------------------------------------------------------
+# -- the equations, value by value -------------------------------------------------------------------------------------
 
 
 def transcribe_loss(images, prediction, masked, patch, normalise):
-    """L = mean over masked patches of (1/P) sum_j (prediction_j - target_j)^2; P values of a patch in (dy, dx, c) order.
+    """Mean over masked patches of (1/P) sum_j (prediction_j - target_j)^2, the P values in (dy, dx, channel) order.
 
     target = (t - mean t) / sqrt(sum (t - mean t)^2 / (P - 1) + 1e-6) with norm_pix_loss, else t. In float64.
     """

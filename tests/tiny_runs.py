@@ -19,9 +19,10 @@ from mim_jax.recipe import Recipe
 from mim_jax.training import optim, state, step
 
 SIDE, PATCHES, VISIBLE, STEPS = 16, 16, 4, 20
+QUICK = {'xla_backend_optimization_level': '0'}  # compiles in two thirds of the time; the partitioner is not affected
 
 
-def tiny_config(encoder: Mapping = {}, optim: Mapping = {}, **top: Any) -> ConfigDict:  # noqa: B006
+def tiny_config(encoder: Mapping = {}, optim: Mapping = {}, **top: Any) -> ConfigDict:
     """The default configuration with everything small, in fp32; sections and keys on top of it."""
     config = default_config()
     config.update({'image_size': SIDE, 'dtype': 'float32', 'steps': STEPS, **top})
@@ -62,21 +63,28 @@ def trace_forward(recipe: Recipe, read: Any) -> Any:
 
 def init_plain(recipe: Recipe) -> state.TrainState:
     """A state on one device, without an optimizer."""
-    params, batch_stats, teachers = jax.jit(lambda key: create_parameters(recipe, key))(jax.random.key(0))
+    params, batch_stats, teachers = jax.jit(lambda key: create_parameters(recipe, key), compiler_options=QUICK)(
+        jax.random.key(0)
+    )
     return state.TrainState(jnp.zeros((), jnp.int32), params, batch_stats, (), teachers, jax.random.key(0))
 
 
 class Run(NamedTuple):
-    """A compiled step and its state before any step."""
+    """A compiled step, its state before any step (on the host) and that state's place."""
 
     mesh: Any
     step: Any
-    state: state.TrainState
+    first: state.TrainState
     abstract: state.TrainState
 
-    def train(self, batches: list[dict], frozen: Mapping = {}) -> tuple[state.TrainState, list[dict]]:  # noqa: B006
+    def fresh_state(self) -> state.TrainState:
+        """The first state on the devices; a new copy each time, as the step donates what it is given."""
+        key = jax.random.wrap_key_data(np.array(jax.random.key_data(self.first.root_key)))  # donated too: a copy
+        return jax.device_put(self.first.replace(root_key=key), state.state_shardings(self.abstract))
+
+    def train(self, batches: list[dict], frozen: Mapping = {}) -> tuple[state.TrainState, list[dict]]:
         """Steps over `batches` -> the last state and every step's logs as numpy."""
-        now, logs = self.state, []
+        now, logs = self.fresh_state(), []
         for batch in batches:
             now, out = self.step(now, frozen, to_global(self.mesh, batch))
             logs.append(jax.device_get(out))
@@ -84,21 +92,34 @@ class Run(NamedTuple):
 
 
 def start(
-    recipe: Recipe, data: int = 1, fsdp: int = 1, accumulate: int = 1, state_of: Any = None, frozen: Any = ()
+    recipe: Recipe, data: int = 1, fsdp: int = 1, accumulate: int = 1, first: Any = None, frozen: Any = ()
 ) -> Run:
-    """A run on data x fsdp of the eight fake devices; `state_of` (a state) saves compiling the initialisation again."""
+    """A run on data x fsdp of the eight fake devices; `first`, the first state of another, saves compiling its creation."""
     mesh = make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
     rate = optim.learning_rate('cosine', 1e-3, 0.0, 2, STEPS)
     optimizer = optim.make_optimizer(recipe.config.optim, rate)
     abstract = state.abstract_state(recipe, optimizer, mesh)
-    if state_of is None:
-        first = state.init_state(recipe, optimizer, abstract)
-    else:  # through the host: a copy, as the run donates its state
-        tree = jax.device_get(state.to_tree(state_of))
-        bare = state.from_tree(tree, abstract).replace(root_key=jax.random.key(recipe.config.seed))
-        first = jax.device_put(bare, state.state_shardings(abstract))
-    program = step.make_train_step(recipe, optimizer, rate, accumulate)
-    return Run(mesh, step.jit_train_step(program, abstract, dict(frozen), mesh), first, abstract)
+    if first is None:
+        first = to_host(state.init_state(recipe, optimizer, abstract))
+    frozen, batch = dict(frozen), to_global(mesh, random_batch(recipe))
+    program = step.jit_train_step(step.make_train_step(recipe, optimizer, rate, accumulate), abstract, frozen, mesh)
+    return Run(mesh, program.lower(abstract, frozen, batch).compile(compiler_options=QUICK), first, abstract)
+
+
+def to_host(now: state.TrainState) -> state.TrainState:
+    """A state of numpy arrays, and a copy of its key."""
+    key = jax.random.wrap_key_data(np.array(jax.random.key_data(now.root_key)))
+    return jax.device_get(now.replace(root_key=())).replace(root_key=key)
+
+
+def random_state(recipe: Recipe) -> state.TrainState:
+    """A first state with arbitrary parameters, on the host; for recipes without BatchNorm. Nothing is compiled."""
+    optimizer = optim.make_optimizer(recipe.config.optim, lambda step: 1e-3)
+    abstract = state.abstract_state(recipe, optimizer, make_mesh(devices=jax.devices()[:1]))
+    draw, key = np.random.default_rng(0), jax.random.key(recipe.config.seed)
+    zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), abstract.replace(root_key=()))
+    params = jax.tree.map(lambda a: 0.1 * draw.normal(size=a.shape).astype(a.dtype), abstract.params)
+    return zeros.replace(params=params, root_key=key)
 
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:

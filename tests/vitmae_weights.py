@@ -115,7 +115,7 @@ def export_weights(arrays: Mapping[str, np.ndarray], layout: Layout) -> Arrays:
 
 
 def _import_weight(weight: np.ndarray) -> np.ndarray:
-    """Norm (D,) as it is; linear (out, in) -> (in, out); convolution (D, 3, p, p) -> (p*p*3, D), rows (dy, dx, channel)."""
+    """Norm (D,) as it is; linear (out, in) -> (in, out); convolution (D, 3, p, p) -> (p*p*3, D) by (dy, dx, channel)."""
     if weight.ndim == 4:
         return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
     return weight.T

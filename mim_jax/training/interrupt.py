@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -26,4 +27,5 @@ class Interrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
-        print(f'\n{self.requested}: saving and stopping; once more to stop without saving.', flush=True)
+        # Not print: the signal may have come while print was writing, which cannot be entered twice.
+        os.write(1, f'\n{self.requested}: saving and stopping; once more to stop without saving.\n'.encode())

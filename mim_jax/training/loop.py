@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -74,9 +75,10 @@ class Session:
         milestone = steps_of(config.checkpoint.milestone_epochs, self.recipe)
         self.checkpoints = Checkpoints(workdir.checkpoints, config.checkpoint.keep, milestone, report)
         self.state, self.wall_before = self._restore()
-        self.loggers = Loggers(
-            workdir.path, int(self.state.step), config.log.tensorboard, config.log.wandb, config.to_dict()
-        )
+        step, log = int(self.state.step), config.log
+        self.finished = step == self.total  # by earlier sessions: the journal is then only read, and has no copies
+        copies = (False, '') if self.finished else (log.tensorboard, log.wandb)
+        self.loggers = Loggers(workdir.path, step, *copies, config.to_dict())
         self._started = self._saved_at = time.monotonic()
         self._indices: dict[int, list[int]] = {}
 
@@ -93,7 +95,7 @@ class Session:
 
     def run(self, watchers: Sequence[Watcher] = ()) -> Outcome:
         """Train to the last step, or until a signal asks to stop. Raises NonFiniteLoss, CheckpointError, DataError."""
-        if int(self.state.step) == self.total:
+        if self.finished:
             self.report('Nothing is left to do: this run has finished.')
             return Outcome('finished', self.total, self.loggers.journal.last_values())
         with Interrupt() as interrupt:
@@ -145,30 +147,36 @@ class Session:
     def _train(self, step: Callable, watchers: Sequence[Watcher], interrupt: Interrupt) -> Outcome:
         config, first = self.config, int(self.state.step)
         self._deferred, self._meter = Deferred(), perf.Meter(config.batch_size, self.total)
-        batches = self.loader.batches(first, self.total)
         done = first
-        while done < self.total and not interrupt.requested:
-            with self._meter.wait():
-                local = next(batches)
-            self._indices = {done: self._indices.get(done, []), done + 1: local['index'].tolist()}
-            batch = to_global(self.mesh, {crop: local[crop] for crop in self.recipe.crops})
-            self.state, logs = step(self.state, self.frozen, batch)
-            done += 1
-            self._meter.step()
-            self._record(self._deferred.push(done, logs))
-            due = [w for w in watchers if w.every_steps and (done % w.every_steps == 0 or done == self.total)]
-            if due or self._save_due(done):
-                self._record(self._deferred.flush())
-                with self._meter.pause():
-                    if self._save_due(done):
-                        self._save(done)
-                    for watcher in due:
-                        self._journal(done, watcher.look(self.state, done))
+        with contextlib.closing(self.loader.batches(first, self.total)) as batches:
+            while done < self.total and not interrupt.requested:
+                with self._meter.wait():
+                    local = next(batches)
+                self._indices = {done: self._indices.get(done, []), done + 1: local['index'].tolist()}
+                batch = to_global(self.mesh, {crop: local[crop] for crop in self.recipe.crops})
+                self.state, logs = step(self.state, self.frozen, batch)
+                done += 1
+                self._meter.step()
+                self._record(self._deferred.push(done, logs))
+                self._look_up(done, watchers)
         self._record(self._deferred.flush())
         self._save(done)
         self.checkpoints.wait()
         status = 'finished' if done == self.total else 'interrupted'
         return Outcome(status, done, self.loggers.journal.last_values())
+
+    def _look_up(self, done: int, watchers: Sequence[Watcher]) -> None:
+        """Watch and save where it is time; the logs are checked first, so that no bad state is ever saved."""
+        save = self._save_due(done)
+        due = [w for w in watchers if w.every_steps and (done % w.every_steps == 0 or done == self.total)]
+        if not save and not due:
+            return
+        self._record(self._deferred.flush())
+        with self._meter.pause():
+            for watcher in due:
+                self._journal(done, watcher.look(self.state, done))
+            if save:  # last: a run that resumes here never looks again, so what was seen must be in the journal by now
+                self._save(done)
 
     def _record(self, fetched: tuple[int, dict[str, float]] | None) -> None:
         """Look at one step's logs, one step late: stop on a value that is not finite, log where it is time."""

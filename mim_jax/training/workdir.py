@@ -12,12 +12,15 @@ from mim_jax.config import check_same_run, from_json, to_json
 from mim_jax.errors import WorkdirError
 from mim_jax.training.loggers import JOURNAL, replace_file
 
+CONFIG, CHECKPOINTS = 'config.json', 'checkpoints'
+
 
 class Workdir:
     """Opens (and makes) a work directory for one run.
 
     Contents: config.json, metrics.jsonl, checkpoints/, pictures/, tensorboard/, summary.json. Raises WorkdirError when it
-    cannot be written, when another process is using it, or when it holds a run of other settings; nothing is changed then.
+    cannot be written, when another process is using it, or when it holds a run of other settings; what it holds stays as
+    it is then.
     """
 
     def __init__(self, path: str | Path, config: Any):
@@ -26,28 +29,20 @@ class Workdir:
         self._lock = (self.path / '.lock').open('w')
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system however the process ends
+            check_contents(self.path, config)
         except BlockingIOError as error:
+            self.close()
             raise WorkdirError(
                 f'{self.path} is in use by another run; wait for it, or choose another --workdir.'
             ) from error
-        saved = self.path / 'config.json'
-        if saved.exists():
-            try:
-                before = from_json(saved.read_text())
-            except ValueError as error:
-                raise WorkdirError(
-                    f'{saved} is not readable as JSON ({error}); restore it, or choose another --workdir.'
-                ) from error
-            check_same_run(config, before)
-        elif (self.path / JOURNAL).exists() or self.checkpoints.exists():
-            raise WorkdirError(
-                f'{self.path} holds a run without its config.json; restore it, or choose another --workdir.'
-            )
-        replace_file(saved, to_json(config))
+        except WorkdirError:
+            self.close()
+            raise
+        replace_file(self.path / CONFIG, to_json(config))
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / 'checkpoints'
+        return self.path / CHECKPOINTS
 
     @property
     def summary(self) -> Path:
@@ -64,8 +59,28 @@ class Workdir:
         self._lock.close()
 
 
+def check_contents(path: Path, config: Any) -> None:
+    """Raise WorkdirError unless a run of `config` may begin, or go on, in this folder. Only reads.
+
+    Settings bind from the first event or checkpoint on: a run that failed before, over a typing mistake, can be mended.
+    """
+    saved, checkpoints, journal = path / CONFIG, path / CHECKPOINTS, path / JOURNAL
+    begun = (journal.exists() and journal.stat().st_size > 0) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+    if saved.exists():
+        try:
+            before = from_json(saved.read_text())
+        except (ValueError, AttributeError) as error:
+            raise WorkdirError(f'{saved} is damaged ({error}); restore it, or choose another --workdir.') from error
+        if begun:
+            check_same_run(config, before)
+    elif begun:
+        raise WorkdirError(f'{path} holds a run without its {CONFIG}; restore it, or choose another --workdir.')
+
+
 def check_writable(path: Path) -> None:
     """Make the folder and write a byte in it. Raises WorkdirError when that fails."""
+    if path.exists() and not path.is_dir():
+        raise WorkdirError(f'--workdir {path} is a file; choose a folder, or a name that is not taken.')
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as probe:

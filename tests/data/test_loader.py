@@ -116,7 +116,6 @@ def test_chunks_and_threads_do_not_show():
     assert_same(one, read(2, 5, Images(100, bad=[0]), size, threads=16, on_bad_image='skip'))
 
 
-@pytest.mark.slow
 def test_worker_processes_do_not_show():
     source = open_source(ConfigDict({'source': 'digits', 'name': '', 'dir': '', 'cache': 'auto', 'threads': 1}), 'test')
     assert_same(read(3, 9, source, 40), read(3, 9, source, 40, workers=2))
@@ -147,7 +146,7 @@ def test_an_example_is_cropped_anew_in_each_epoch():
 # --- bad images ---
 
 
-@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('workers', [0, 1])
 def test_stop_raises_the_image_s_own_error(workers):
     with pytest.raises(BadImage, match=r'4\.png \(index 4\).*data\.on_bad_image=skip') as caught:
         read(0, 4, Images(50, bad=[4]), workers=workers)
@@ -212,6 +211,20 @@ def test_eval_subset_is_fixed_and_seeded():
     np.testing.assert_array_equal(first, np.sort(first))
     np.testing.assert_array_equal(first, indices(0))
     assert first.tolist() != indices(1).tolist()
+
+
+def test_eval_randomness_belongs_to_the_example():
+    """A random crop is the same in every batch size, and differs between examples that look alike."""
+
+    class Alike(Images):
+        def __getitem__(self, index):
+            return super().__getitem__(0)
+
+    source = Alike(6, side=100)
+    small = np.concatenate([b['image'] for b in eval_batches(source, Crop('rrc', 8), 2)])
+    (large,) = eval_batches(source, Crop('rrc', 8), 6)
+    np.testing.assert_array_equal(small, large['image'])
+    assert len({image.tobytes() for image in small}) == 6
 
 
 def test_eval_follows_the_rule_for_bad_images():

@@ -1,4 +1,4 @@
-"""Writes mae_*.npz beside this file from transformers' ViTMAE: `python tests/golden/make_mae_golden.py` (torch, no jax).
+"""Writes mae_*.npz beside this file from transformers' ViTMAE. Needs torch, not jax.
 
 Keys, with torch's parameter names: images, noise, weights/<name> (float16, exact), shown and prediction (some patches),
 masked, restore, positions/<name>; per setting 'norm' (norm_pix_loss on) and 'plain': <setting>/loss,

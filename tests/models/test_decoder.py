@@ -49,7 +49,8 @@ def test_prediction_does_not_depend_on_the_order_of_the_visible_tokens(case):
     shuffle = jnp.array([2, 0, 1])
     place = jnp.argsort(shuffle)
     moved = plan.replace(
-        keep=plan.keep[:, shuffle], restore=jnp.where(plan.restore < 3, place[jnp.minimum(plan.restore, 2)], plan.restore)
+        keep=plan.keep[:, shuffle],
+        restore=jnp.where(plan.restore < 3, place[jnp.minimum(plan.restore, 2)], plan.restore),
     )
     other = latent.replace(patches=latent.patches[:, shuffle])
     ours, theirs = (module.apply({'params': params}, *pair).prediction for pair in ((latent, plan), (other, moved)))

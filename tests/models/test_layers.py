@@ -157,10 +157,12 @@ def test_layer_scale_multiplies_both_branches():
     scaled, plain = Block(heads=2, layer_scale=0.1), Block(heads=2)
     made = jax.eval_shape(scaled.init, KEY, x, 0.0)['params']
     assert made['gamma_1'].shape == made['gamma_2'].shape == (8,)
+    np.testing.assert_array_equal(jax.jit(lambda: scaled.init(KEY, x, 0.0)['params']['gamma_1'])(), np.float32(0.1))
     params = random_parameters(scaled, x, 0.0)
     folded = jax.tree.map(lambda p: p, params)
     for gamma, last in (('gamma_1', folded['attn']['out']), ('gamma_2', folded['mlp']['fc2'])):
-        last.update(jax.tree.map(lambda p, g=folded.pop(gamma): p * g, last))
+        last.update({name: value * folded[gamma] for name, value in last.items()})
+        del folded[gamma]
     ours, expected = (jax.jit(m.apply)({'params': p}, x, 0.0)[0] for m, p in ((scaled, params), (plain, folded)))
     np.testing.assert_allclose(ours, expected, atol=1e-5)
     assert np.abs(ours - jax.jit(plain.apply)({'params': {**folded, 'attn': params['attn']}}, x, 0.0)[0]).max() > 1e-3

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import random_parameters
+from tiny_runs import QUICK, random_parameters
 
 from mim_jax.models.vit import ViT
 from mim_jax.parallel.rules import flatten_with_paths, path_of
@@ -48,7 +48,7 @@ def outputs_and_gradients(module, params, images, plan):
         read = [done.joined(), *(block.patches for block in levels.blocks), levels.attention(1)]
         return sum(jnp.sin(3 * part.astype(jnp.float32)).mean() for part in read), read
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)(params)
 
 
 @pytest.fixture(scope='module')
@@ -153,7 +153,7 @@ def test_without_cls_there_is_no_prefix(params, images):
 def fresh(request):
     """{path: array} of a new encoder, wide enough for statistics; scanned blocks are compared with the same bounds."""
     module = ViT(4, 64, 2, 4, mask_tokens=True, scan=request.param)
-    made = jax.jit(module.init)(KEY, jnp.zeros((1, 8, 8, 3)))['params']
+    made = jax.jit(module.init, compiler_options=QUICK)(KEY, jnp.zeros((1, 8, 8, 3)))['params']
     return {path: np.asarray(leaf) for path, leaf in flatten_with_paths(made)}
 
 

@@ -1,18 +1,16 @@
-"""What the live comparisons need before they can import timm."""
+"""Lets transformers and timm import torchvision beside a CPU build of torch, before any test module asks for them."""
 
 import importlib
+import importlib.util
 import sys
-from types import ModuleType
-
-import pytest
 
 
-@pytest.fixture(scope='session')
-def timm() -> ModuleType:
-    """timm, which imports torchvision, which on PyPI is built against CUDA.
+def repair_torchvision() -> None:
+    """Make `import torchvision` work where its compiled operators do not load.
 
-    Beside a CPU build of torch that torchvision cannot load its compiled operators, and stops at describing two of
-    them to torch. timm's ViT calls neither, so their bare signatures are registered; a call would still be an error.
+    PyPI's torchvision is built against CUDA. Beside a CPU build of torch it cannot load its operators, and stops at
+    describing two of them to torch. Their bare signatures are registered here: the ViTs compared call neither, and a
+    call would still be an error. A torchvision that loads is left as it is.
     """
     import torch
 
@@ -24,8 +22,10 @@ def timm() -> ModuleType:
         for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
             del sys.modules[name]
         library = torch.library.Library('torchvision', 'DEF')
-        for name in ('nms', 'qnms'):
-            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        importlib.import_module('torchvision')
-        sys.modules['torchvision'].registered_by_tests = library  # its end would take the signatures back
-    return importlib.import_module('timm')
+        for operator in ('nms', 'qnms'):
+            library.define(f'{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        importlib.import_module('torchvision').signatures = library  # kept: its end would take the signatures back
+
+
+if all(importlib.util.find_spec(name) for name in ('torch', 'torchvision')):
+    repair_torchvision()

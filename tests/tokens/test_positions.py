@@ -21,7 +21,12 @@ def written_out(rows: int, columns: int, width: int, row_first: bool) -> np.ndar
             first, second = (row, column) if row_first else (column, row)
             for k in range(quarter):
                 omega = 1.0 / 10000.0 ** (4.0 * k / width)
-                values = (math.sin(first * omega), math.cos(first * omega), math.sin(second * omega), math.cos(second * omega))
+                values = (
+                    math.sin(first * omega),
+                    math.cos(first * omega),
+                    math.sin(second * omega),
+                    math.cos(second * omega),
+                )
                 for part, value in enumerate(values):
                     table[row * columns + column, part * quarter + k] = value
     return table

@@ -1,0 +1,163 @@
+"""Runs of the train program as a user starts them, tiny: 16 x 16 digits, one block, 48 steps of 16 images, saved every 8.
+
+`call` runs a program in this process (eight fake devices), `start` in a fresh one with as many as are asked for.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from mim_jax import train
+from mim_jax.command import run_program
+from mim_jax.training.loggers import read_events
+
+ROOT = Path(__file__).parents[1]
+SMOKE = f'{ROOT / "configs" / "mae.py"}:smoke'
+STEPS, EVERY = 48, 8
+TINY = {
+    'image_size': 16,
+    'batch_size': 16,
+    'encoder.width': 16,
+    'encoder.depth': 1,
+    'mae.decoder_width': 16,
+    'mae.decoder_depth': 1,
+    'mae.decoder_heads': 2,
+    'steps': STEPS,
+    'checkpoint.every_steps': EVERY,
+    'checkpoint.keep': 10,
+    'log.every_steps': 1,
+    'log.tensorboard': False,
+    'data.threads': 1,
+}
+
+
+class Ended(NamedTuple):
+    """How a program ended: exit status, standard output, standard error."""
+
+    status: int
+    out: str
+    err: str
+
+
+def arguments(workdir: Path | str, settings: Mapping[str, Any] = {}, config: str = SMOKE) -> list[str]:
+    """The command line of a tiny run; `settings` on top of TINY."""
+    flags = [f'--config.{key}={value}' for key, value in (TINY | dict(settings)).items()]
+    return ['--config', config, '--workdir', str(workdir), *flags]
+
+
+def call(capsys: Any, line: Sequence[str], main: Callable = train.main) -> Ended:
+    """Run a program in this process, as `python -m` would."""
+    capsys.readouterr()
+    status = 0
+    with mock.patch.object(sys, 'argv', ['program', *line]), contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        try:
+            run_program(main)
+        except SystemExit as end:
+            status = end.code
+    return Ended(status, *capsys.readouterr())
+
+
+def share_compilations(cache: Path) -> None:
+    """Let this process and its children compile each program once."""
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache)  # for the children
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    jax.config.update('jax_compilation_cache_dir', str(cache))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    compilation_cache.reset_cache()  # it may have been found switched off already
+
+
+def start(line: Sequence[str], devices: int = 1, **options: Any) -> subprocess.Popen:
+    """Start the train program in a process of its own."""
+    environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+    command = [sys.executable, '-m', 'mim_jax.train', *line]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
+
+
+def finish(child: subprocess.Popen, seen: str = '') -> Ended:
+    """Wait for the end."""
+    out, err = child.communicate(timeout=120)
+    return Ended(child.returncode, seen + out, err)
+
+
+def wait_for_step(child: subprocess.Popen, step: int) -> str:
+    """Read the child's output up to the line of a step; what was read."""
+    seen = ''
+    for line in child.stdout:
+        seen += line
+        if line.startswith(f'step {step:>2}/'):
+            return seen
+    raise AssertionError(f'the run ended before step {step}: {seen[-2000:]} {child.stderr.read()}')
+
+
+def wait_for_save(child: subprocess.Popen, workdir: Path) -> None:
+    """Return while the child is halted in the middle of writing a checkpoint."""
+    while child.poll() is None:
+        if half_written(workdir):
+            child.send_signal(signal.SIGSTOP)
+            time.sleep(0.02)  # all of its threads come to a halt
+            if half_written(workdir):
+                return
+            child.send_signal(signal.SIGCONT)
+        time.sleep(0.0005)
+    raise AssertionError('the run ended before it was caught saving')
+
+
+def half_written(workdir: Path) -> list[Path]:
+    """Checkpoints that are there, but not committed."""
+    with contextlib.suppress(FileNotFoundError):  # renamed or made while being looked at
+        folders = [path for path in (workdir / 'checkpoints').iterdir() if path.is_dir()]
+        return [path for path in folders if not (path / 'commit_success.txt').exists()]
+    return []
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / 'summary.json').read_text())
+
+
+def read_losses(workdir: Path) -> dict[int, float]:
+    """{step: loss}; every step is there at most once."""
+    events = [event for event in read_events(workdir / 'metrics.jsonl') if 'loss/total' in event]
+    losses = {event['step']: event['loss/total'] for event in events}
+    assert len(losses) == len(events), 'a step is in the journal twice'
+    return losses
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit())
+
+
+def read_fingerprints(workdir: Path, step: int = STEPS) -> dict[str, list]:
+    """{path: [shape, dtype, 64-bit fingerprint]} of every array of a checkpoint: parameters, optimizer, step."""
+    seal = json.loads((workdir / 'checkpoints' / str(step) / 'seal' / 'metadata').read_text())
+    return json.loads(seal['text'])['arrays']
+
+
+def copy_run(workdir: Path, target: Path, upto: int = STEPS) -> Path:
+    """A copy of a run as it was when it had saved step `upto`; the journal is longer, as after a kill."""
+    shutil.copytree(workdir, target)
+    for step in saved_steps(target):
+        if step > upto:
+            shutil.rmtree(target / 'checkpoints' / str(step))
+    if upto < STEPS:
+        (target / 'summary.json').unlink()
+    return target
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """{file: content} of everything in a folder but its lock."""
+    files = [path for path in folder.rglob('*') if path.is_file() and path.name != '.lock']
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
