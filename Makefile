@@ -1,10 +1,14 @@
 # Everything runs in .venv, made here from Python 3.11 or newer and pip; nothing else is needed.
 PYTHON ?= python3
 VENV := .venv
+PARITY := .venv-parity
 PY := $(VENV)/bin/python
 WORKDIR ?= runs/demo
 export JAX_PLATFORMS ?= cpu
 
+# Elsewhere than here torch may bring CUDA packages; to avoid them: make test-parity PIP_TORCH='--index-url <the CPU index>'
+PIP_TORCH ?=
+PIP := -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test test-all test-parity lint format clean
 
 demo: $(VENV)/.run  ## pre-train on embedded images; Ctrl-C and `make demo` again goes on
@@ -15,6 +19,9 @@ test: lint  ## the test suite CI runs: no PyTorch, no network, no data beyond th
 
 test-all: lint  ## with the slow tests
 	$(PY) -m pytest -n 2 --dist loadscope -m 'not parity'
+
+test-parity: $(PARITY)/.done  ## against transformers and timm, live, in an environment of its own
+	$(PARITY)/bin/python -m pytest -m parity tests/parity
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -27,13 +34,20 @@ format: $(VENV)/.dev
 
 $(VENV)/.run: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PY) $(PIP) -r requirements.txt
+	$(PY) $(PIP) --no-deps --editable .
+	@touch $@
+
+$(PARITY)/.done: requirements.txt requirements-dev.txt requirements-parity.txt pyproject.toml
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python $(PIP) --no-deps $(PIP_TORCH) $$(grep -E '^(torch|torchvision)==' requirements-parity.txt)
+	$(PARITY)/bin/python $(PIP) -r requirements-parity.txt
+	$(PARITY)/bin/python $(PIP) --no-deps --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PY) $(PIP) -r requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-parity runs
+	rm -rf $(VENV) $(PARITY) runs

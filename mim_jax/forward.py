@@ -29,7 +29,7 @@ def _trace() -> Any:
 
 
 def lazy(read: Callable) -> Callable:
-    """Compute a value once per trace. A cycle is named; so is a first read inside an inner jax transformation."""
+    """Compute a value once per trace. A cycle is named; so is a read inside an inner jax transformation."""
 
     signature = inspect.signature(read)
 
@@ -38,10 +38,7 @@ def lazy(read: Callable) -> Callable:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         slot = f'{read.__name__}({", ".join(map(repr, bound.args[1:]))})'
-        if _trace() != self._created_in:
-            raise RuntimeError(
-                f'forward.{slot} was read inside an inner jax transformation; read it outside and pass the array in.'
-            )
+        self._check_trace(slot)
         if slot in self._computing:
             raise RecursionError(f'forward values need each other: {" needs ".join([*self._computing, slot])}')
         if slot not in self._memo:
@@ -89,6 +86,12 @@ class Forward:
         """The optimizer step, i32[]."""
         return self.around.step
 
+    def _check_trace(self, slot: str) -> None:
+        if _trace() != self._created_in:
+            raise RuntimeError(
+                f'forward.{slot} was read inside an inner jax transformation; read it outside and pass the array in.'
+            )
+
     # -- noise ---------------------------------------------------------------------------------------------------------
     def keys(self, *names: str) -> jax.Array:
         """One key per example, from the step, the names and the example's row of the global batch.
@@ -135,13 +138,13 @@ class Forward:
     @lazy
     def levels(self, view: str = 'main') -> Levels:
         """Every block of the encoder on this view."""
-        return self.networks.run('encoder', self.images(view), self.plan(view), method='levels')
+        return self.networks.run('encoder', self.images(view), self.plan(view), method='levels', view=view)
 
     @lazy
     def latent(self, view: str = 'main') -> Tokens:
         """What the decoders and heads see: the sum of the neck's readers, then the encoder's final norm."""
         levels = self.levels(view)
-        parts = [self.networks.run(f'neck/{name}', levels) for name in self.recipe.neck]
+        parts = [self.networks.run(f'neck/{name}', levels, view=view) for name in self.recipe.neck]
         return self.networks.run('encoder', jax.tree.map(lambda *xs: sum(xs), *parts), method='finish')
 
     @lazy
@@ -155,9 +158,13 @@ class Forward:
     @lazy
     def decoded(self, name: str, view: str = 'main') -> Levels:
         """Every block of a decoder, and its prediction."""
-        part = self.recipe.decoders[name]
+        part, plan = self.recipe.decoders[name], self.plan(view)
+        if plan is None and part.mask_tokens:
+            raise ValueError(
+                f'decoder {name!r} puts mask tokens where a plan says, but view {view!r} is not masked here'
+            )
         memory = () if part.memory is None else (part.memory(self.levels(view)),)
-        return self.networks.run(f'decoder/{name}', self.latent(view), self.plan(view), *memory)
+        return self.networks.run(f'decoder/{name}', self.latent(view), plan, *memory, view=view)
 
     def prediction(self, name: str, view: str = 'main') -> jax.Array:
         """f[B,N,P] of a decoder."""
@@ -170,12 +177,15 @@ class Forward:
 
     def head(self, name: str, *inputs: Any) -> Any:
         """Run a head an objective owns: head('lut/projector', x)."""
+        self._check_trace(f'head({name!r})')
         return self.networks.run(f'objectives/{name}', *inputs)
 
     # -- teachers ------------------------------------------------------------------------------------------------------
     @lazy
     def teacher(self, name: str) -> Forward:
         """Another Forward over the same pixels with the teacher's weights; no gradient reaches them."""
+        if self.student is not None:
+            raise ValueError(f'a teacher has no teachers; ask the student forward for {name!r}')
         teacher, creating = self.recipe.teachers[name], self.networks.mode == 'create'
         key = named_key(self.networks.key, name) if isinstance(teacher, Frozen) else self.networks.key
         if isinstance(teacher, Frozen):
@@ -205,7 +215,12 @@ def evaluate(forward: Forward) -> tuple[jax.Array, dict[str, jax.Array]]:
     """
     total, logs = jnp.zeros((), jnp.float32), {}
     for name, objective in forward.recipe.objectives.items():
-        for term, value in objective.loss(forward).items():
+        terms = objective.loss(forward)
+        if not terms:
+            raise ValueError(f'objective {name!r} returned no terms; return {{term name: scalar}}')
+        for term, value in terms.items():
+            if jnp.shape(value):
+                raise ValueError(f'objective {name!r}, term {term!r}: a loss is a scalar, not {jnp.shape(value)}')
             logs[f'loss/{name}' + (f'/{term}' if term else '')] = value
             total = total + objective.weight_of(term, forward.step) * value
     for name, watch in forward.recipe.watches.items():
@@ -230,7 +245,7 @@ def create_parameters(recipe: Recipe, root: jax.Array) -> tuple[Tree, Tree, dict
         if isinstance(recipe.teachers[name], EMA):
             teachers[name] = {
                 collection: drop_empty(
-                    {role: prune_tree(store[role], t[collection]) for role, t in read.touched.items()}
+                    {role: prune_tree(store[role], t.get(collection, {})) for role, t in read.touched.items()}
                 )
                 for collection, store in (('params', networks.params), ('batch_stats', networks.batch_stats))
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -46,11 +45,13 @@ class Networks:
     def __init__(self, recipe: Recipe, params: Tree, batch_stats: Tree, key: jax.Array, mode: str):
         self.recipe, self.params, self.batch_stats, self.key, self.mode = recipe, params, batch_stats, key, mode
         self.touched: Tree = {}
-        self.calls: collections.Counter[str] = collections.Counter()
         self.watched: dict[str, jax.Array] = {}
 
-    def run(self, role: str, *args: Any, method: str | None = None) -> Any:
-        """Call the module of `role` (its `method`, default __call__)."""
+    def run(self, role: str, *args: Any, method: str | None = None, view: str = '') -> Any:
+        """Call the module of `role` (its `method`, default __call__). `view` names the call's own random stream.
+
+        Raises KeyError naming the role when the recipe has no such part, or these networks hold no weights for it.
+        """
         module = self.recipe.module(role)
         if self.mode == 'create':
             # init_with_output, not apply: BatchNorm leaves its statistics alone while initialising.
@@ -65,8 +66,7 @@ class Networks:
             return module.apply(variables, *args, method=method)
         rngs = {}
         if self.mode == 'train':
-            rngs['drop_path'] = named_key(self.key, role, 'drop_path', self.calls[role])
-            self.calls[role] += 1
+            rngs['drop_path'] = named_key(self.key, role, 'drop_path', view)
         output, moved = module.apply(variables, *args, method=method, mutable=['batch_stats', 'watch'], rngs=rngs)
         if moved.get('batch_stats'):
             self.batch_stats = {**self.batch_stats, role: merge_trees(moved['batch_stats'], variables['batch_stats'])}

@@ -65,8 +65,12 @@ class Objective:
     kind: Literal['reconstruct', 'contrast', 'auxiliary'] = 'auxiliary'
 
     def weight_of(self, term: str, step: Any) -> Any:
-        """The factor of one term at an optimizer step."""
-        weight = self.weight[term] if isinstance(self.weight, Mapping) else self.weight
+        """The factor of one term at an optimizer step. Raises KeyError naming a term that has none."""
+        weight = self.weight
+        if isinstance(weight, Mapping):
+            if term not in weight:
+                raise KeyError(f'the loss has a term {term!r}, but weights only for {", ".join(weight)}')
+            weight = weight[term]
         return weight(step) if callable(weight) else weight
 
 
@@ -152,6 +156,8 @@ class Recipe:
         for table, entries in tables.items():
             present = getattr(self, table)
             clash = sorted(present.keys() & entries.keys())
+            if table == 'objectives' and 'total' in entries:
+                raise Refused(f"{paper} names an objective 'total', which is the name of the sum; choose another.")
             if clash:
                 raise Refused(f'{paper} would overwrite {", ".join(clash)} in the {table} of {self.name}.')
             merged[table] = {**present, **entries}
@@ -178,16 +184,25 @@ class Recipe:
 
     def module(self, role: str) -> nn.Module:
         """The module that owns the parameters of a role: encoder, neck/<n>, decoder/<n>, objectives/<n>/<head>."""
-        kind, *rest = role.split('/')
-        if kind == 'encoder':
-            return self.encoder
-        if kind == 'neck':
-            return self.neck[rest[0]]
-        if kind == 'decoder':
-            return self.decoders[rest[0]].module
+        kind, _, name = role.partition('/')
         if kind == 'objectives':
-            return self.objectives[rest[0]].heads[rest[1]]
-        raise KeyError(f'no part of a recipe is called {role!r}')
+            objective, _, head = name.partition('/')
+            owned = self.objectives[objective].heads if objective in self.objectives else {}
+            table, name = owned, head
+        else:
+            table = {
+                'encoder': {'': self.encoder},
+                'neck': self.neck,
+                'decoder': {key: part.module for key, part in self.decoders.items()},
+            }.get(kind, {})
+        if name not in table:
+            raise KeyError(f'{self.name} has no module {role!r}; there are: {", ".join(self.roles())}')
+        return table[name]
+
+    def roles(self) -> tuple[str, ...]:
+        """Every role: encoder, neck/<n>, decoder/<n>, objectives/<n>/<head>."""
+        heads = (f'objectives/{n}/{head}' for n, objective in self.objectives.items() for head in objective.heads)
+        return ('encoder', *(f'neck/{n}' for n in self.neck), *(f'decoder/{n}' for n in self.decoders), *heads)
 
 
 def scale_weight(weight: Weight | Mapping[str, Weight], factor: float) -> Weight | Mapping[str, Weight]:

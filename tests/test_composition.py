@@ -274,7 +274,6 @@ def second_view(name):
     )
 
 
-@pytest.mark.xfail(strict=True, reason='drop-path is keyed by the count of calls (networks.run), not by the view')
 def test_the_order_of_papers_does_not_reach_drop_path():
     base = tiny_mae(tiny_config(encoder={'drop_path': 0.5}))
     first, second = second_view('first'), second_view('second')

@@ -113,7 +113,7 @@ def test_modules_are_found_by_role(recipe):
     assert more.module('neck/last') is recipe.neck['last']
     assert more.module('decoder/pixels') is recipe.decoders['pixels'].module
     assert more.module('objectives/new/head') is head
-    with pytest.raises(KeyError, match="no part of a recipe is called 'optimizer/adam'"):
+    with pytest.raises(KeyError, match="no module 'optimizer/adam'"):
         more.module('optimizer/adam')
 
 

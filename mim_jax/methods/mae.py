@@ -33,7 +33,7 @@ def mae(
     decoder_depth: int = 8,
     decoder_heads: int = 16,
 ) -> Recipe:
-    """The base recipe. mask_ratio: share of patches hidden, in [0,1); norm_pix_loss: per-patch normalised targets."""
+    """The base recipe. mask_ratio: share of patches hidden, in (0,1); norm_pix_loss: per-patch normalised targets."""
     sizes, dtype = config.encoder, jnp.dtype(config.dtype)
     side = config.image_size // sizes.patch_size
     visible = visible_count(side * side, mask_ratio)

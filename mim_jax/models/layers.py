@@ -51,8 +51,8 @@ class Attention(nn.Module):
         b, length, width = x.shape
         packed = nn.Dense(3 * width, kernel_init=xavier, dtype=self.dtype, name='qkv')(x)
         queries, keys, values = jnp.moveaxis(packed.reshape(b, length, 3, self.heads, width // self.heads), 2, 0)
-        logits = jnp.einsum('bqhd,bkhd->bhqk', queries, keys) * (width // self.heads) ** -0.5
-        logits = logits.astype(jnp.float32)
+        logits = jnp.einsum('bqhd,bkhd->bhqk', queries, keys, preferred_element_type=jnp.float32)
+        logits = logits * (width // self.heads) ** -0.5
         if bias is not None:
             logits = logits + bias
         weights = jax.nn.softmax(logits).astype(self.dtype)

@@ -10,7 +10,8 @@ from flax import struct
 class MaskPlan:
     """Which patches an encoder sees.
 
-    keep i32[B,V]: ids of visible patches, in the order of their scores; drop i32[B,M]: ids of masked ones, likewise;
+    keep i32[B,V]: ids of visible patches, in the order of their scores; drop i32[B,M]: ids of masked ones, going on in that
+    order (and round to its beginning, for blocks after the first);
     restore i32[B,N]: for each patch its place in concatenate([keep, drop]); masked bool[B,N]: True = masked.
     """
 

@@ -5,7 +5,7 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
-from mae_cases import MEAN, REAL, STD, Case, check, make_inputs
+from mae_cases import MEAN, REAL, STD, TOLERANCE, Case, check, make_inputs
 from mae_ours import fill_tree, run_ours
 from vitmae_weights import TIMM, VITMAE, import_weights
 
@@ -17,6 +17,10 @@ pytestmark = [
     pytest.mark.parity,
     pytest.mark.skipif(bool(MISSING), reason=f'needs {", ".join(MISSING)}: run `make test-parity`'),
 ]
+# The largest of tens of millions of elements: where small gradients change sign from step to step, Adam's quotient of
+# moments passes on their relative rounding, about 1 % of a learning rate of 1e-3. Measured: up to 9.6e-6.
+LIVE_TOLERANCE = TOLERANCE | {'parameters after 3': 3e-5}
+
 if not MISSING:
     import timm
     import torch
@@ -33,7 +37,7 @@ def test_agrees_with_transformers(size, setting, seed):
     reference = run_reference(model, images, noise)
     reference['gradients'] = import_weights(reference['gradients'], VITMAE)
     reference['after'] = {steps: import_weights(after, VITMAE) for steps, after in reference['after'].items()}
-    check(run_ours(case, norm_pix_loss, images, noise, weights), reference)
+    check(run_ours(case, norm_pix_loss, images, noise, weights), reference, LIVE_TOLERANCE)
 
 
 def test_whole_images_agree_with_timm():
