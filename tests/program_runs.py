@@ -70,8 +70,21 @@ def call(capsys: Any, line: Sequence[str], main: Callable = train.main) -> Ended
     return Ended(status, *capsys.readouterr())
 
 
-def share_compilations(cache: Path) -> None:
-    """Let this process and its children compile each program once."""
+def fail(capsys: Any, line: Sequence[str], *words: str, status: int = 2) -> str:
+    """Run the train program; check that it ends with `status` and one message, which says these words. The message."""
+    ended = call(capsys, line)
+    assert ended.status == status, ended
+    assert ended.err.startswith('error: ')
+    assert ended.err.count('error: ') == 1
+    assert 'Traceback' not in ended.err + ended.out
+    for word in words:
+        assert word in ended.err
+    return ended.err
+
+
+def share_compilations(tmp_path_factory: Any) -> None:
+    """Let all tests of this session, and their children, compile each program once."""
+    cache = tmp_path_factory.getbasetemp() / 'compilations'
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache)  # for the children
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     jax.config.update('jax_compilation_cache_dir', str(cache))
@@ -79,12 +92,12 @@ def share_compilations(cache: Path) -> None:
     compilation_cache.reset_cache()  # it may have been found switched off already
 
 
-def start(line: Sequence[str], devices: int = 1, **options: Any) -> subprocess.Popen:
-    """Start the train program in a process of its own."""
+def start(line: Sequence[str], devices: int = 1, through: Sequence[str] = ()) -> subprocess.Popen:
+    """Start the train program in a process of its own; `through` is a command that runs another."""
     environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    command = [sys.executable, '-m', 'mim_jax.train', *line]
+    command = [*through, sys.executable, '-m', 'mim_jax.train', *line]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def finish(child: subprocess.Popen, seen: str = '') -> Ended:

@@ -41,7 +41,7 @@ from mim_jax.training.checkpoint import read_params
 
 @pytest.fixture(scope='module', autouse=True)
 def cache(tmp_path_factory):
-    share_compilations(tmp_path_factory.mktemp('compilations'))
+    share_compilations(tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
