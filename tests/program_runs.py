@@ -93,11 +93,11 @@ def share_compilations(tmp_path_factory: Any) -> None:
 
 
 def start(line: Sequence[str], devices: int = 1, through: Sequence[str] = ()) -> subprocess.Popen:
-    """Start the train program in a process of its own; `through` is a command that runs another."""
+    """Start the train program in a process, and a process group, of its own; `through` is a command that runs another."""
     environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
     command = [*through, sys.executable, '-m', 'mim_jax.train', *line]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
 
 def finish(child: subprocess.Popen, seen: str = '') -> Ended:

@@ -1,5 +1,6 @@
 """A run that is stopped, killed, or moved to other devices ends as if nothing had happened."""
 
+import os
 import random
 import signal
 import time
@@ -30,6 +31,7 @@ from program_runs import (
 )
 from tiny_runs import random_batch, tiny_mae
 
+from mim_jax import train
 from mim_jax.data.augment import Crop
 from mim_jax.data.loader import Loader
 from mim_jax.data.sources import SyntheticSource
@@ -37,6 +39,9 @@ from mim_jax.forward import Forward, Surroundings
 from mim_jax.networks import Networks, named_key
 from mim_jax.parallel.mesh import batch_sharding, make_mesh
 from mim_jax.training.checkpoint import read_params
+from mim_jax.training.loggers import read_events
+from mim_jax.training.loop import Watcher
+from mim_jax.training.state import TrainState
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -97,6 +102,20 @@ def test_a_second_signal_stops_without_saving(whole, tmp_path):
     assert 'Stopped; the last checkpoint stands.' in ended.err
     assert read_summary(tmp_path)['status'] == 'interrupted'
     assert saved_steps(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_that_reaches_the_loaders_workers_too(whole, tmp_path):
+    """A terminal sends it to the whole process group."""
+    child = start(arguments(tmp_path, {'data.workers': 2, 'data.threads': 2}))
+    seen = wait_for_step(child, 3)
+    os.killpg(child.pid, signal.SIGINT)
+    ended = finish(child, seen)
+    assert ended.status == 75
+    assert read_summary(tmp_path)['status'] == 'interrupted'
+    assert saved_steps(tmp_path)[-1] == read_summary(tmp_path)['steps'] < STEPS
+    assert finish(start(arguments(tmp_path))).status == 0
+    check_same_end(tmp_path, whole)
 
 
 def test_sigterm_before_the_first_step_is_an_interrupt_too(tmp_path):
@@ -188,6 +207,23 @@ def test_a_finished_run_stays_finished_when_its_data_is_gone(whole, tmp_path, ca
     assert ended.status == 2
     assert 'mesh.fsdp=3' in ended.err
     assert read_summary(workdir) == read_summary(whole)
+
+
+def test_what_a_watcher_sees_is_not_lost(whole, tmp_path, capsys, monkeypatch):
+    """It breaks once, at a step that is saved as well; the session that goes on looks again."""
+    failures = [RuntimeError('once')]
+
+    def look(state: TrainState, step: int) -> dict[str, float]:
+        if step == EVERY and failures:
+            raise failures.pop()
+        return {'probe/step': step}
+
+    monkeypatch.setattr(train, 'make_watchers', lambda *_: [Watcher(look, EVERY)])
+    with pytest.raises(RuntimeError, match='once'):
+        call(capsys, arguments(tmp_path))
+    assert call(capsys, arguments(tmp_path)).status == 0
+    seen = [event['step'] for event in read_events(tmp_path / 'metrics.jsonl') if 'probe/step' in event]
+    assert seen == list(range(EVERY, STEPS + 1, EVERY))
 
 
 @pytest.mark.parametrize('hosts', [1, 2, 4])

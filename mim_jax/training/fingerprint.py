@@ -16,7 +16,8 @@ SEEDS = (0x9E3779B9, 0x85EBCA77)
 
 def fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, str]:
     """{path: array} -> {path: 16 hexadecimal digits}. One small program is compiled per distinct shape."""
-    sums = jax.device_get({path: fingerprint(array) for path, array in arrays.items()})
+    # One at a time: many programs with collectives in flight at once starve each other of threads on several CPU devices.
+    sums = {path: jax.device_get(fingerprint(array)) for path, array in arrays.items()}
     return {path: f'{first:08x}{second:08x}' for path, (first, second) in sums.items()}
 
 

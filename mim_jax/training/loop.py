@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,8 +150,9 @@ class Session:
         done = first
         with contextlib.closing(self.loader.batches(first, self.total)) as batches:
             while done < self.total and not interrupt.requested:
-                with self._meter.wait():
-                    local = next(batches)
+                local = self._next_batch(batches, interrupt)
+                if local is None:
+                    break
                 self._indices = {done: self._indices.get(done, []), done + 1: local['index'].tolist()}
                 batch = to_global(self.mesh, {crop: local[crop] for crop in self.recipe.crops})
                 self.state, logs = step(self.state, self.frozen, batch)
@@ -164,6 +165,16 @@ class Session:
         self.checkpoints.wait()
         status = 'finished' if done == self.total else 'interrupted'
         return Outcome(status, done, self.loggers.journal.last_values())
+
+    def _next_batch(self, batches: Iterator[dict], interrupt: Interrupt) -> dict | None:
+        """None when a signal went to the whole process group, as Ctrl-C does, and the loader's workers died of it."""
+        try:
+            with self._meter.wait():
+                return next(batches)
+        except Exception:
+            if interrupt.requested is None:
+                raise
+            return None
 
     def _look_up(self, done: int, watchers: Sequence[Watcher]) -> None:
         """Watch and save where it is time; the logs are checked first, so that no bad state is ever saved."""
