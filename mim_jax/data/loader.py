@@ -9,10 +9,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -23,6 +24,7 @@ from absl import flags
 
 from mim_jax.data.augment import Crop
 from mim_jax.data.images import BadImage, decode
+from mim_jax.data.order import epoch_order, random_stream
 from mim_jax.data.sources import Source
 from mim_jax.errors import ConfigError, DataError
 
@@ -31,30 +33,6 @@ from mim_jax.errors import ConfigError, DataError
 CHUNK_ROWS = 32
 _BAD_IN_A_ROW = 100
 _FIELDS = ('label', 'index', 'bad')
-_order_lock = threading.Lock()
-
-
-@functools.lru_cache(maxsize=64)
-def _philox_key(seed: int, purpose: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f'{seed}/{purpose}'.encode(), digest_size=16).digest(), 'little')
-
-
-def _philox(seed: int, purpose: str, number: int) -> np.random.Philox:
-    """An independent stream per (seed, purpose, number). NumPy promises the streams of its bit generators for good."""
-    return np.random.Philox(key=_philox_key(seed, purpose), counter=number << 128)
-
-
-@functools.lru_cache(maxsize=4)
-def _sort_epoch(seed: int, epoch: int, n: int) -> np.ndarray:
-    order = np.argsort(_philox(seed, 'order', epoch).random_raw(n), kind='stable')
-    order.setflags(write=False)
-    return order
-
-
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of the n examples in one epoch, i64[n], read-only. The last four are kept in memory."""
-    with _order_lock:  # or every thread would sort for itself at the start of an epoch
-        return _sort_epoch(seed, epoch, n)
 
 
 class _Rows(Protocol):
@@ -91,7 +69,7 @@ class _TrainRows:
         else:
             raise DataError(f'{attempt + 1} images in a row cannot be decoded in {self.source.description}; repair it.')
         for name, crop in self.crops.items():
-            batch[name][k] = crop(image, np.random.Generator(_philox(self.seed, f'crop/{name}', position)))
+            batch[name][k] = crop(image, np.random.Generator(random_stream(self.seed, f'crop/{name}', position)))
         batch['label'][k], batch['index'][k] = example.label, index
 
 
@@ -118,7 +96,7 @@ class _EvalRows:
                 raise
             return
         for name, crop in self.crops.items():
-            batch[name][k] = crop(image, np.random.Generator(_philox(self.seed, f'eval/{name}', index)))
+            batch[name][k] = crop(image, np.random.Generator(random_stream(self.seed, f'eval/{name}', index)))
         batch['label'][k], batch['index'][k] = example.label, index
 
 
@@ -166,12 +144,25 @@ def _read_batches(chunks: _Chunks, threads: int, workers: int) -> Iterator[dict[
         # Only images through shared memory. All through pipes would be tidier, but then closing takes half a minute.
         options = grain.experimental.DatasetOptions(min_shm_size=4096)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, -(-ahead // workers)))
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, -(-ahead // workers)), _prepare_worker)
     else:
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     with contextlib.closing(iter(dataset)) as iterator:
         for _ in range(chunks.start_step, chunks.stop_step):
             yield _join([next(iterator) for _ in range(chunks.per_step)])
+
+
+def _prepare_worker(index: int, count: int) -> None:
+    """In a worker process: Ctrl-C is the parent's to answer, and a killed parent leaves no orphans."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def leave_with_parent() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

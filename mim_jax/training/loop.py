@@ -212,6 +212,7 @@ class Session:
         path = self.workdir.path / f'nonfinite_step_{done}.json'
         report = {'step': done, 'term': culprit, 'values': {k: str(v) for k, v in values.items()}}
         replace_file(path, json.dumps({**report, 'index': self._indices[done]}, indent=2) + '\n')
+        self.checkpoints.wait()  # one may be on its way
         kept = self.checkpoints.latest()
         raise NonFiniteLoss(
             f'{culprit} became {values[culprit]} at step {done}; nothing after that was saved. The ids of the batch are in '
