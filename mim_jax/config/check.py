@@ -30,16 +30,25 @@ def bind_method(config: ConfigDict, name: str, function: Callable) -> Callable:
     return partial(function, **config.get(name, ConfigDict()))
 
 
+def find_unknown_methods(config: ConfigDict, methods: Mapping[str, Callable]) -> list[str]:
+    """What to say of a base, or of papers, that do not exist."""
+    in_use = methods_in_use(config)
+    return [
+        f"{'base' if name == in_use[0] else 'papers'}: there is no method '{name}'."
+        f'{suggest(str(name), methods)} There are: {", ".join(methods)}.'
+        for name in dict.fromkeys(in_use)
+        if name not in methods
+    ]
+
+
 def _find_wrong_methods(config: ConfigDict, methods: Mapping[str, Callable]) -> list[str]:
     """Methods that do not exist, come twice, or have a section without being in use."""
-    in_use, problems = methods_in_use(config), []
-    for name in dict.fromkeys(in_use):
-        role = 'base' if name == in_use[0] else 'papers'
-        if name not in methods:
-            listed = ', '.join(methods)
-            problems.append(f"{role}: there is no method '{name}'.{suggest(str(name), methods)} There are: {listed}.")
-        elif in_use.count(name) > 1:
-            problems.append(f"papers: '{name}' is there twice; a method is applied once.")
+    in_use, problems = methods_in_use(config), find_unknown_methods(config, methods)
+    problems += [
+        f"papers: '{name}' is there twice; a method is applied once."
+        for name in dict.fromkeys(in_use)
+        if name in methods and in_use.count(name) > 1
+    ]
     for name in _method_sections(config):
         if name not in methods:
             known = [*default_config(), *methods]

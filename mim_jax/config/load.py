@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mim_jax.config.check import find_unknown_methods
 from mim_jax.config.names import assign, flatten, raise_problems, suggest
 from mim_jax.config.values import describe_type, method_defaults, methods_in_use, parse_value
 from mim_jax.errors import ConfigError, UserError
@@ -34,6 +35,8 @@ def load_config(
     # What is in use decides which sections exist, so it goes first.
     in_use = [(name, text) for name, text in settings if name in ('base', 'papers')]
     problems += _apply_settings(config, in_use, methods)
+    if methods:
+        raise_problems(problems + find_unknown_methods(config, methods))
     selected = methods_in_use(config)
     for tree in (config, reference):
         _fit_sections(tree, methods, selected)
