@@ -35,8 +35,9 @@ def load_config(
     # What is in use decides which sections exist, so it goes first.
     in_use = [(name, text) for name, text in settings if name in ('base', 'papers')]
     problems += _apply_settings(config, in_use, methods)
-    if methods:
-        raise_problems(problems + find_unknown_methods(config, methods))
+    unknown = find_unknown_methods(config, methods) if methods else []
+    if unknown:  # nothing can be said of their sections
+        raise_problems(problems + unknown)
     selected = methods_in_use(config)
     for tree in (config, reference):
         _fit_sections(tree, methods, selected)
