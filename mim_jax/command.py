@@ -81,7 +81,7 @@ def explain_shortages() -> Iterator[None]:
             raise
         raise UserError(
             f'Out of device memory ({str(error).splitlines()[0]}); raise accumulate (batch and lr stay the same), set '
-            'encoder.remat=full, or use more devices.'
+            'encoder.remat=full and encoder.scan=true, or mesh.fsdp.'
         ) from error
 
 

@@ -23,12 +23,14 @@ from mim_jax.config import check_devices, peak_lr
 from mim_jax.data.images import decode
 from mim_jax.data.sources import open_source
 from mim_jax.errors import UserError, WorkdirError
+from mim_jax.evals.watchers import check_probes
 from mim_jax.parallel.hosts import to_global
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.training import perf
 from mim_jax.training.assemble import assemble, make_loader, make_program
 from mim_jax.training.loggers import format_duration
-from mim_jax.training.workdir import check_contents, check_writable
+from mim_jax.training.state import to_tree
+from mim_jax.training.workdir import check_contents, check_local, check_writable
 
 TIMED_STEPS = 3
 
@@ -64,14 +66,15 @@ def main(arguments: Sequence[str]) -> int:
     exam = Examination()
     exam.check('versions', check_versions)
     exam.check('devices', check_machine)
+    needed = None
     config = exam.check('config', lambda: check_settings(options.config, overrides))
     if config is not None:
         size = exam.check('dataset', lambda: check_dataset(config))
         fits = exam.check('batch and learning rate', lambda: check_batch(config, size))
         if size is not None and fits:
-            exam.check('one train step', lambda: check_step(config))
+            needed = exam.check('one train step', lambda: check_step(config))
     if options.workdir is not None:
-        exam.check('workdir', lambda: check_folder(options.workdir, config))
+        exam.check('workdir', lambda: check_folder(options.workdir, config, needed))
     print(f'{exam.faults} fault{"" if exam.faults == 1 else "s"} found.' if exam.faults else 'All well.', flush=True)
     return 2 if exam.faults else 0
 
@@ -120,7 +123,9 @@ def check_dataset(config: Any) -> tuple[str, int]:
             example = train[index]
             decode(example.image, example.name, index)
     if config.probe.every_epochs or config.pictures.every_epochs:
-        loader_sizes.append(f'{len(open_source(config.data, config.data.eval_split))} in {config.data.eval_split}')
+        test = open_source(config.data, config.data.eval_split)
+        check_probes(config, train, test)
+        loader_sizes.append(f'{len(test)} in {config.data.eval_split}')
     return f'{train.description}, {", ".join(loader_sizes)}', len(train)
 
 
@@ -136,11 +141,12 @@ def check_batch(config: Any, dataset_size: int | None) -> tuple[str, bool]:
     ), True
 
 
-def check_step(config: Any) -> tuple[str, None]:
-    """Compile the real step and run it on real batches."""
+def check_step(config: Any) -> tuple[str, int]:
+    """Compile the real step and run it on real batches. The value is what a checkpoint holds, in bytes."""
     recipe, source = assemble(config)
     program = make_program(recipe, make_mesh(config.mesh.data, config.mesh.fsdp))
     state = program.init()
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(to_tree(program.abstract)))
     batches = make_loader(recipe, source).batches(0, 1 + TIMED_STEPS)
     times = []
     for batch in batches:
@@ -156,20 +162,26 @@ def check_step(config: Any) -> tuple[str, None]:
         f'compiled and ran in {times[0]:.1f} s, then {seconds:.3f} s a step ({config.batch_size / seconds:.0f} images/s), '
         f'loss {loss:.3f}; {recipe.config.steps} steps would take {format_duration(seconds * recipe.config.steps)} '
         'if the data keeps up'
-    ), None
+    ), size
 
 
-def check_folder(path: Path, config: Any | None) -> tuple[str, None]:
-    """The workdir can be written, what it holds can go on with this config, and how much room it has."""
+def check_folder(path: Path, config: Any | None, checkpoint: int | None) -> tuple[str, None]:
+    """The workdir can be written, what it holds can go on with this config, and it has room for the checkpoints."""
+    check_local(path)
     check_writable(path)
     if config is not None:
         check_contents(path, config)
-    free = shutil.disk_usage(path).free / 2**30
-    if free < 1:
+    free = shutil.disk_usage(path).free
+    found = f'{path} is writable, {free / 2**30:.0f} GiB free'
+    if config is None or checkpoint is None:
+        return found, None
+    kept = config.checkpoint.keep + 1  # one more while it is being written
+    if free < kept * checkpoint:
         raise WorkdirError(
-            f'{path} has {free:.2f} GiB free; checkpoints need more: free some, or choose another folder.'
+            f'{path} has {free / 2**30:.2f} GiB free, but {kept} checkpoints of {checkpoint / 2**30:.2f} GiB need more: '
+            'free some, choose another folder, or lower checkpoint.keep.'
         )
-    return f'{path} is writable, {free:.0f} GiB free', None
+    return f'{found}, a checkpoint takes {checkpoint / 2**20:.0f} MiB', None
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from mim_jax.command import (
     run_program,
 )
 from mim_jax.config import difference, peak_lr
+from mim_jax.data.cache import cache_source
 from mim_jax.data.sources import open_source
-from mim_jax.evals.watchers import draw_run_curves, make_watchers
+from mim_jax.evals.watchers import check_probes, draw_run_curves, make_watchers
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.training.assemble import assemble, make_loader, make_program
 from mim_jax.training.loggers import write_summary
@@ -64,7 +66,11 @@ def train(config: Any, reference: Any, workdir: Workdir) -> int:
         with explain_shortages():
             recipe, source = assemble(config)
             watching = config.probe.every_epochs or config.pictures.every_epochs
-            test = open_source(config.data, config.data.eval_split) if watching else None
+            test = None
+            if watching:
+                test = open_source(config.data, config.data.eval_split)
+                check_probes(config, source, test)
+                test = cache_source(test, config.data.cache, config.data.threads)
             mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
             facts |= {'recipe': recipe.name, 'total_steps': recipe.config.steps, **describe_machine()}
             describe_run(config, reference, recipe, source, facts)
@@ -86,15 +92,23 @@ def train(config: Any, reference: Any, workdir: Workdir) -> int:
 def is_settled(session: Session | None, workdir: Workdir) -> bool:
     """A finished run stays finished, and keeps its summary, whatever happens when its command is given again."""
     nothing_done = session is None or session.finished
-    return nothing_done and workdir.summary.exists() and '"status": "finished"' in workdir.summary.read_text()
+    return nothing_done and read_summary(workdir).get('status') == 'finished'
+
+
+def read_summary(workdir: Workdir) -> dict[str, Any]:
+    """What summary.json says; nothing where there is none."""
+    return json.loads(workdir.summary.read_text()) if workdir.summary.exists() else {}
 
 
 def record_failure(error: BaseException, session: Session | None, workdir: Workdir, facts: dict[str, Any]) -> None:
     """summary.json of a run that `error` ended."""
-    done = {} if session is None else progress(session, session.loggers.journal.last('step') or 0)
+    if session is None:  # it failed before it began: what an earlier session did still stands
+        done = {**read_summary(workdir), **facts}
+    else:
+        done = {**facts, **progress(session, session.loggers.journal.last('step') or 0)}
     status = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'
     try:
-        write_summary(workdir.summary, status=status, error=f'{type(error).__name__}: {error}', **done, **facts)
+        write_summary(workdir.summary, **{**done, 'status': status, 'error': f'{type(error).__name__}: {error}'})
     except OSError as second:  # as on a full disk; the first error is the one to tell
         report(f'{workdir.summary} could not be written: {second}.')
 

@@ -128,7 +128,7 @@ def test_an_empty_folder(capsys, tmp_path):
     fail(
         capsys,
         arguments(tmp_path / 'run', settings),
-        'No class folders with images',
+        'No images',
         str(tmp_path / 'images'),
         'put images',
     )

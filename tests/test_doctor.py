@@ -106,10 +106,11 @@ def test_workdirs_that_a_run_could_not_use(visit, tmp_path, capsys):
 
 def test_a_disk_with_little_room(visit, monkeypatch):
     usage = namedtuple('usage', 'total used free')
-    monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda _: usage(2**40, 2**40, 2**28))
-    status, said, faults = visit({'data.split': 'trian'})
-    assert (status, faults) == (2, ['dataset', 'workdir'])
-    assert '0.25 GiB free' in said['workdir']
+    monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda _: usage(2**40, 2**40, 2**16))
+    status, said, faults = visit()
+    assert (status, faults) == (2, ['workdir'])
+    assert '0.00 GiB free, but 11 checkpoints' in said['workdir']
+    assert 'lower checkpoint.keep' in said['workdir']
 
 
 def test_device_memory_that_runs_out(visit, monkeypatch):

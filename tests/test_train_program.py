@@ -133,7 +133,7 @@ def test_the_last_checkpoint_holds_the_parameters(run):
     [
         '  batch_size: 4096 -> 16',
         "  data.source: 'tfds' -> 'digits'",
-        'mae on digits:train: 1,437 images, decoded in memory; 20 steps of 16 images, peak lr 0.001; 8 x cpu.',
+        'mae on digits:train: 1,437 images; 20 steps of 16 images, peak lr 0.001; 8 x cpu.',
         'Starting mae at step 0 of 20.',
         'encoder: 17 arrays, 0.00 M parameters',
         'Compiled the train step in ',

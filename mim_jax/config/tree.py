@@ -17,7 +17,7 @@ def default_config() -> ConfigDict:
     config.seed = 0  # of parameters, masks, augmentation and data order
     config.image_size = 224  # pixels, square
     config.batch_size = 4096  # images per optimizer step, over all devices and micro-batches
-    config.accumulate = 1  # micro-batches per optimizer step; memory falls, numbers stay
+    config.accumulate = 1  # micro-batches per optimizer step; memory falls, batch, masks and lr stay
     config.epochs = 800.0  # passes over the training split
     config.steps = 0  # optimizer steps; 0: from epochs
     config.dtype = 'bfloat16'  # of activations; parameters, optimizer, softmax and losses are float32

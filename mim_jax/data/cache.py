@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import concurrent.futures
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mim_jax.data.images import BadImage, decode
+from mim_jax.data.sources import ArraySource, Example, Source, SyntheticSource
 from mim_jax.errors import DataError
-
-if TYPE_CHECKING:
-    from mim_jax.data.sources import Example, Source
 
 _AUTO_BYTES = 2**30
 
 
 def cache_source(source: Source, cache: str, threads: int) -> Source:
-    """Wraps `source` in a CachedSource if `cache` is 'always', or 'auto' and the pixels are predicted to fit 1 GiB.
+    """The only place that caches: decodes all of `source` into memory, with `threads`, or returns it as it is.
 
-    The prediction decodes eight images spread over the source. Sources that hold arrays already stay as they are.
+    `cache` is 'never', 'always', or 'auto': if the pixels are predicted to stay below 1 GiB, from eight images spread
+    over the source. Arrays and a CachedSource are in memory already. Synthetic images are never kept: made anew for
+    every batch, they load the input pipeline as a dataset of any size would.
+
+    Raises:
+      DataError: `cache` is none of the three.
     """
     if cache not in ('auto', 'always', 'never'):
         raise DataError(f"data.cache='{cache}' is unknown; use 'auto', 'always' or 'never'.")
-    if cache == 'never':
+    if cache == 'never' or isinstance(source, ArraySource | CachedSource | SyntheticSource):
         return source
     probes = [_decode_example(source, len(source) * k // 8) for k in range(8)]
     sizes = [probe.image.nbytes for probe in probes if not isinstance(probe, BadImage)]
@@ -37,6 +39,7 @@ class CachedSource:
 
     def __init__(self, source: Source, threads: int):
         self.num_classes, self.description = source.num_classes, f'{source.description}, decoded in memory'
+        self.fingerprint = source.fingerprint
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             self._examples = list(pool.map(lambda index: _decode_example(source, index), range(len(source))))
 

@@ -18,7 +18,7 @@ class BadImage(DataError):
         place = name if index is None else f'{name} (index {index})'
         super().__init__(
             f'cannot decode image {place}: {reason}. '
-            'Repair or remove it, or set data.on_bad_image=skip to use the next image in its place.'
+            'Repair or replace it, or set data.on_bad_image=skip to use the next image in its place.'
         )
 
     def __reduce__(self):

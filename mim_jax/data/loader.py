@@ -191,6 +191,7 @@ class Loader:
 
     Attributes:
       bad_images: name -> how often an undecodable image was skipped on this host.
+      dataset: the source's identity; what the order of the examples depends on besides the seed.
 
     Raises:
       DataError: fewer examples than one batch.
@@ -226,6 +227,7 @@ class Loader:
         self._batch_size, self._host, self._hosts = batch_size, host, hosts
         self._threads, self._workers = _useful_threads(source, crops, threads), workers
         self.bad_images: collections.Counter[str] = collections.Counter()
+        self.dataset = f'{len(source)} images (fingerprint {source.fingerprint})'
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[dict[str, np.ndarray]]:
         """This host's batches of the steps [start_step, stop_step); b = batch_size / hosts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import zipfile
@@ -13,11 +14,11 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from mim_jax.data.cache import cache_source
 from mim_jax.data.images import BadImage
 from mim_jax.errors import DataError
 
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
+_SPLIT_NAMES = ('train', 'training', 'val', 'valid', 'validation', 'test')
 _SYNTHETIC_SIZES = {'train': 65536, 'validation': 8192, 'test': 8192}
 
 
@@ -34,6 +35,7 @@ class Source(Protocol):
 
     num_classes: int  # 0: no labels
     description: str
+    fingerprint: str  # 16 hex digits of what decides index -> example; neither data.dir nor caching changes it
 
     def __len__(self) -> int: ...
 
@@ -41,7 +43,7 @@ class Source(Protocol):
 
 
 def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
-    """Opens `split` of the dataset that the section `data` names, cached in memory as data.cache says.
+    """Opens `split` of the dataset that the section `data` names; cache.cache_source keeps it in memory.
 
     Splits may be sliced: 'train[:90%]', 'train[100:200]'. TFDS slices its stored, shuffled order; the other sources
     slice one fixed shuffled order, so that every slice of a folder sorted by class holds all classes.
@@ -64,8 +66,7 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
     source = openers[data.source]()
     if len(source) == 0:
         raise DataError(f"Split '{split}' of {source.description} is empty; choose a larger slice.")
-    in_memory = isinstance(source, ArraySource | SyntheticSource)
-    return source if in_memory else cache_source(source, data.cache, data.threads)
+    return source
 
 
 def _slice_rows(split: str, sizes: dict[str, int], place: str) -> np.ndarray:
@@ -83,11 +84,24 @@ def _slice_rows(split: str, sizes: dict[str, int], place: str) -> np.ndarray:
     return np.argsort(np.random.Philox(key=0).random_raw(n), kind='stable')[start:stop]
 
 
-class ArraySource:
-    """Images that are in memory already: u8[N,H,W], u8[N,H,W,1] or u8[N,H,W,3], and labels [N] or None."""
+def _digest(*parts: str | int | None | np.ndarray) -> str:
+    """16 hex digits. Runs store them: what is hashed for an unchanged dataset must never change."""
+    state = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            part = part.astype('<i8') if part.ndim == 1 else part  # rows or labels of any type, or u8 pixels
+            state.update(f'{part.dtype.str}{part.shape}\0'.encode())
+            state.update(part.ravel())
+        else:
+            state.update(f'{part}\0'.encode('utf-8', 'surrogateescape'))
+    return state.hexdigest()
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None, num_classes: int, rows: np.ndarray, name: str):
-        self.num_classes, self.description = num_classes, f'{name}: {len(rows):,} images'
+
+class ArraySource:
+    """Images that are in memory already: u8[N,H,W], u8[N,H,W,1] or u8[N,H,W,3], and labels [N] or None; `rows` of them."""
+
+    def __init__(self, images, labels: np.ndarray | None, num_classes: int, rows: np.ndarray, name: str, digest: str):
+        self.num_classes, self.description, self.fingerprint = num_classes, f'{name}: {len(rows):,} images', digest
         self._images, self._rows, self._name = images[rows], rows, name
         self._labels = np.full(len(rows), -1) if labels is None else labels[rows]
 
@@ -105,6 +119,7 @@ class SyntheticSource:
 
     def __init__(self, rows: np.ndarray, split: str):
         self.description = f'synthetic {split}: {len(rows):,} images'
+        self.fingerprint = _digest('synthetic', split.split('[')[0], rows)
         self._rows, self._stream = rows, 0 if split.startswith('train') else 1
 
     def __len__(self) -> int:
@@ -117,10 +132,12 @@ class SyntheticSource:
 
 
 class FolderSource:
-    """Image files below one folder per class."""
+    """Image files of the split `name`, given relative to `root`."""
 
-    def __init__(self, root: Path, files: list[str], labels: np.ndarray, num_classes: int):
-        self.num_classes, self.description = num_classes, f'{root}: {len(files):,} images in {num_classes} classes'
+    def __init__(self, root: Path, name: str, files: list[str], labels: np.ndarray, num_classes: int):
+        classes = f'in {num_classes} classes' if num_classes else 'without labels'
+        self.num_classes, self.description = num_classes, f'{root}: {len(files):,} images {classes}'
+        self.fingerprint = _digest('folder', name, '\0'.join(files), labels)
         self._root, self._files, self._labels = root, files, labels
 
     def __len__(self) -> int:
@@ -137,8 +154,8 @@ class FolderSource:
 class TfdsSource:
     """A TFDS split stored as ArrayRecord; images stay encoded."""
 
-    def __init__(self, records, num_classes: int, name: str):
-        self.num_classes, self.description = num_classes, f'{name}: {len(records):,} images'
+    def __init__(self, records, num_classes: int, name: str, digest: str):
+        self.num_classes, self.description, self.fingerprint = num_classes, f'{name}: {len(records):,} images', digest
         self._records, self._name = records, name
 
     def __len__(self) -> int:
@@ -186,44 +203,52 @@ def _open_tfds(name: str, directory: str, split: str) -> TfdsSource:
         ) from error
     label = features.get('label')
     classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
-    return TfdsSource(records, classes, f'{name}/{split}')
+    digest = _digest('tfds', builder.info.full_name, split, len(records))  # full_name: with config and version
+    return TfdsSource(records, classes, f'{name}/{split}', digest)
 
 
-def _subfolders(root: Path) -> list[str]:
-    with os.scandir(root) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
-
-
-def _image_files(folder: Path) -> list[str]:
-    return sorted(f for f in os.listdir(folder) if f.lower().endswith(_EXTENSIONS) and not f.startswith('.'))
+def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """The subfolders and the image files in `folder`, sorted, without hidden ones."""
+    with os.scandir(folder) as entries:
+        seen = [(e.name, e.is_dir()) for e in entries if not e.name.startswith('.')]
+    folders, files = ([name for name, is_folder in seen if is_folder == wanted] for wanted in (True, False))
+    return sorted(folders), sorted(file for file in files if file.lower().endswith(_EXTENSIONS))
 
 
 def _open_folder(root: Path, split: str) -> FolderSource:
-    """root/<split>/<class>/*.jpg; or root/<class>/*.jpg, whose only split is 'train'."""
+    """root/<split>/<class>/*.jpg; root/<split>/*.jpg, no labels; or root/<class>/*.jpg, whose only split is 'train'.
+
+    Labels mean the same in every split: they number the classes of all splits together, sorted.
+    """
     if not root.is_dir():
         raise DataError(f"There is no folder '{root}'; set data.dir to the folder that holds the images.")
     layout = 'put images into <data.dir>/<split>/<class>/ or <data.dir>/<class>/ (without labels: one folder "all")'
-    name, folders = split.split('[')[0], _subfolders(root)
-    splits, base = [f for f in folders if _subfolders(root / f)], root / name
-    if name not in splits and any(_image_files(root / f) for f in folders):
-        splits, base = ['train'], root
+    name, content = split.split('[')[0], {folder: _list_folder(root / folder) for folder in _list_folder(root)[0]}
+    usual = [f for f in content if f.lower() in _SPLIT_NAMES]
+    if name not in content and not usual and any(files for _, files in content.values()):
+        splits, base, classes = ['train'], root, list(content)
+        found = [(f'{c}/{file}', k) for k, c in enumerate(classes) for file in content[c][1]]
+    else:
+        labelled = [f for f in content if any(_list_folder(root / f / c)[1] for c in content[f][0])]
+        bare = [f for f, (_, files) in content.items() if files and f not in labelled]
+        doubtful = [f for f in bare if f not in (name, *usual)]
+        if doubtful and not labelled:
+            raise DataError(
+                f"Folder '{doubtful[0]}' in {root} could be a class or a split beside '{(usual or [name])[0]}'; "
+                'put images into <data.dir>/<split>/<class>/ (without labels: <split>/all/).'
+            )
+        splits, base = sorted(labelled + bare), root / name
+        classes = sorted({c for f in labelled for c in content[f][0]}) if name in labelled else []
+        present = [(k, c) for k, c in enumerate(classes) if c in content[name][0]]
+        found = [(f'{c}/{file}', k) for k, c in present for file in _list_folder(base / c)[1]]
+        found = found or [(file, -1) for file in content.get(name, ([], []))[1]]
     if not splits:
-        raise DataError(f"No class folders with images in '{root}'; {layout}.")
+        raise DataError(f"No images ({', '.join(_EXTENSIONS)}) in folders of '{root}'; {layout}.")
     if name not in splits:
         raise DataError(f"There is no split '{name}' in {root}; it has {', '.join(splits)}, also in slices.")
-    # Labels must mean the same in every split: where there is a split 'train', its classes count.
-    reference = root / 'train' if base != root and 'train' in splits else base
-    classes = _subfolders(reference)
-    strange = sorted(set(_subfolders(base)) - set(classes))
-    if strange:
-        raise DataError(f"Class folder '{base / strange[0]}' has no counterpart in {reference}; remove or add it.")
-    present = [(k, c) for k, c in enumerate(classes) if (base / c).is_dir()]
-    found = [(f'{c}/{file}', k) for k, c in present for file in _image_files(base / c)]
-    if not found:
-        raise DataError(f"No images ({', '.join(_EXTENSIONS)}) in '{base}'; {layout}.")
     rows = _slice_rows(split, {name: len(found)}, str(root))
     labels = np.array([found[r][1] for r in rows], np.int32)
-    return FolderSource(base, [found[r][0] for r in rows], labels, len(classes))
+    return FolderSource(base, name, [found[r][0] for r in rows], labels, len(classes))
 
 
 def _open_npz(path: Path, split: str) -> ArraySource:
@@ -240,7 +265,8 @@ def _open_npz(path: Path, split: str) -> ArraySource:
         raise DataError(f"'{path}' holds no images; name its arrays images and labels, or train_images and so on.")
     sizes = {name: len(arrays[f'{prefix}images']) for name, prefix in prefixes.items()}
     rows = _slice_rows(split, sizes, str(path))
-    prefix = prefixes[split.split('[')[0]]
+    name = split.split('[')[0]
+    prefix = prefixes[name]
     images, labels = arrays[f'{prefix}images'], arrays.get(f'{prefix}labels')
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
         raise DataError(
@@ -254,8 +280,8 @@ def _open_npz(path: Path, split: str) -> ArraySource:
             f"'{prefix}labels' in {path} is {labels.dtype} of {labels.shape}; it must hold {len(images)} integers >= 0."
         )
     known = [arrays[f'{p}labels'] for p in prefixes.values() if f'{p}labels' in arrays]
-    classes = 0 if labels is None else int(max(a.max(initial=-1) for a in known)) + 1
-    return ArraySource(images, labels, classes, rows, f'{path.name}:{split.split("[")[0]}')
+    classes = 0 if labels is None else int(max(a.max(initial=0) for a in known)) + 1
+    return ArraySource(images, labels, classes, rows, f'{path.name}:{name}', _digest('npz', name, rows, images, labels))
 
 
 def _open_digits(split: str) -> ArraySource:
@@ -267,4 +293,4 @@ def _open_digits(split: str) -> ArraySource:
     rows = np.flatnonzero(test if name == 'test' else ~test)[_slice_rows(split, sizes, 'the embedded digits')]
     levels = np.round(images * (255 / 16)).astype(np.uint8)
     large = [np.asarray(Image.fromarray(x).resize((32, 32), Image.Resampling.BICUBIC).convert('RGB')) for x in levels]
-    return ArraySource(np.stack(large), labels, 10, rows, f'digits:{name}')
+    return ArraySource(np.stack(large), labels, 10, rows, f'digits:{name}', _digest('digits', name, rows))

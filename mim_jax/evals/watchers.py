@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from mim_jax.data.augment import Crop
 from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source
+from mim_jax.errors import DataError
 from mim_jax.evals.features import extract_features
 from mim_jax.evals.knn import knn_accuracy
 from mim_jax.evals.reconstruct import reconstruction_grid
@@ -23,7 +24,7 @@ from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
 from mim_jax.training.curves import draw_curves
 from mim_jax.training.loggers import read_events
-from mim_jax.training.loop import Session, Watcher, steps_of
+from mim_jax.training.loop import Session, Watcher, period_of
 from mim_jax.training.state import TrainState
 
 PROBE_BATCH = 256
@@ -34,9 +35,9 @@ def make_watchers(session: Session, train: Source, test: Source | None) -> list[
     probe, pictures, recipe = session.config.probe, session.config.pictures, session.recipe
     watchers = []
     if probe.every_epochs:
-        watchers.append(Watcher(probe_watcher(session, train, test), steps_of(probe.every_epochs, recipe), True))
+        watchers.append(Watcher(probe_watcher(session, train, test), period_of(probe.every_epochs, recipe), True))
     if pictures.every_epochs:
-        watchers.append(Watcher(picture_watcher(session, test), steps_of(pictures.every_epochs, recipe)))
+        watchers.append(Watcher(picture_watcher(session, test), period_of(pictures.every_epochs, recipe)))
     return watchers
 
 
@@ -52,8 +53,11 @@ def make_encode(recipe: Recipe, pool: str) -> Callable[[Mapping[str, Any], jax.A
         tokens = recipe.encoder.apply(
             {'params': params}, pixels, method=lambda encoder, x: encoder.finish(encoder.levels(x, None).last)
         )
-        pooled = tokens.prefix[:, 0] if pool == 'cls' else tokens.patches.mean(axis=1)
-        return pooled.astype(jnp.float32)
+        return (
+            tokens.prefix[:, 0].astype(jnp.float32)
+            if pool == 'cls'
+            else tokens.patches.astype(jnp.float32).mean(axis=1)
+        )
 
     return encode
 
@@ -73,7 +77,7 @@ def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[Tr
             def run(images: np.ndarray) -> jax.Array:
                 return encode(params, to_global(session.mesh, {'images': own_rows(images)})['images'])
 
-            return extract_features(run, eval_batches(source, crop, batch, limit, config.seed))
+            return extract_features(run, read(source, crop, batch, limit, config))
 
         bank, queries = features(train, probe.train_images), features(test, probe.test_images)
         classes, found = train.num_classes, {}
@@ -88,6 +92,20 @@ def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[Tr
     return look
 
 
+def read(source: Source, crop: Crop, batch: int, limit: int, config: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Evaluation batches with the run's own reading settings."""
+    return eval_batches(source, crop, batch, limit, config.seed, config.data.threads, config.data.on_bad_image)
+
+
+def check_probes(config: Any, train: Source, test: Source) -> None:
+    """Raise DataError when probes are on and the two splits do not share classes."""
+    if config.probe.every_epochs and not 0 < train.num_classes == test.num_classes:
+        raise DataError(
+            f'Probes need labelled splits with the same classes, but {config.data.split} has {train.num_classes} and '
+            f'{config.data.eval_split} {test.num_classes}; set probe.every_epochs=0, or other splits.'
+        )
+
+
 def own_rows(images: np.ndarray) -> np.ndarray:
     """This host's contiguous share of a batch that every host has read."""
     share = len(images) // jax.process_count()
@@ -99,7 +117,8 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
     recipe, config = session.recipe, session.config
     count = config.pictures.count
     crop = Crop('center', config.image_size, config.data.interpolation)
-    images = next(iter(eval_batches(test, crop, count, count, config.seed)))['image']
+    shown = next(iter(read(test, crop, count, count, config)))
+    images = shown['image'][shown['weight'] > 0]
 
     @jax.jit
     def predict(state: TrainState, frozen: Any, images: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from mim_jax.models.layers import layer_norm, make_blocks, normal_02, run_blocks, xavier
 from mim_jax.models.levels import Levels
+from mim_jax.parallel.activations import keep_split
 from mim_jax.tokens import MaskPlan, Tokens, gather_tokens, sincos_positions
 
 
@@ -37,7 +38,7 @@ class Decoder(nn.Module):
 
     def __call__(self, latent: Tokens, plan: MaskPlan) -> Levels:
         """Tokens over V visible patches in plan.keep's order -> Levels over all N patches, prediction f[B,N,output]."""
-        tokens = latent.map(self.embed)
+        tokens = latent.map(lambda x: keep_split(self.embed(keep_split(x))))
         b, masked = plan.drop.shape
         mask = jnp.broadcast_to(self.mask_token.astype(self.dtype), (b, masked, self.width))
         embedding = gather_tokens(jnp.concatenate([tokens.patches, mask], axis=1), plan.restore)
@@ -45,5 +46,5 @@ class Decoder(nn.Module):
         tokens = tokens.replace(patches=embedding + positions)
         outputs, queries_keys = run_blocks(self.blocks, tokens.joined(), self.depth, drop_path=0.0)
         blocks = tuple(tokens.split(x) for x in outputs)
-        prediction = self.head(self.norm(blocks[-1].patches))
+        prediction = keep_split(self.head(self.norm(blocks[-1].patches)))
         return Levels(tokens.replace(patches=embedding), blocks, queries_keys, plan=plan, prediction=prediction)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mim_jax.parallel.activations import keep_split
+
 Dtype = Any
 xavier = nn.initializers.xavier_uniform()
 normal_02 = nn.initializers.normal(0.02)
@@ -89,10 +91,11 @@ class Block(nn.Module):
         self, x: jax.Array, drop_rate: jax.Array, bias: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
         """f[B,T,D], drop rate f32[], bias -> output and (the same output as a scan's record, (q, k))."""
+        x = keep_split(x)
         y, queries_keys = Attention(self.heads, self.dtype, name='attn')(layer_norm(self.dtype, 'norm1')(x), bias)
         x = x + self._drop(self._scale('gamma_1', y), drop_rate)
         y = Mlp(int(self.mlp_ratio * x.shape[-1]), self.dtype, name='mlp')(layer_norm(self.dtype, 'norm2')(x))
-        x = x + self._drop(self._scale('gamma_2', y), drop_rate)
+        x = keep_split(x + self._drop(self._scale('gamma_2', y), drop_rate))
         return x, (x, queries_keys)
 
     def _scale(self, name: str, y: jax.Array) -> jax.Array:

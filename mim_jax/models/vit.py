@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from mim_jax.models.layers import fan_in_uniform, layer_norm, make_blocks, normal_02, run_blocks, xavier
 from mim_jax.models.levels import Levels
+from mim_jax.parallel.activations import keep_split
 from mim_jax.tokens import MaskPlan, Tokens, gather_tokens, patchify, sincos_positions
 
 
@@ -60,7 +61,7 @@ class ViT(nn.Module):
         if plan is not None and not self.mask_tokens:
             patches = gather_tokens(patches, plan.keep)
             positions = jnp.take(positions[0], plan.keep, axis=0)
-        embedding = self.patch_embed(patches)
+        embedding = keep_split(self.patch_embed(keep_split(patches)))
         if plan is not None and self.mask_tokens:
             embedding = jnp.where(plan.masked[..., None], self.mask_token.astype(self.dtype), embedding)
         prefix = jnp.zeros((b, 0, self.width), self.dtype)

@@ -34,19 +34,20 @@ class Rule(NamedTuple):
 
 
 # The residual width is what is split: one axis of every large matrix of a ViT. Small arrays are copied: the
-# partitioner would otherwise rematerialise the activations they are added to. Every rule is optional because one
-# table serves every recipe and part of its state; the last one says what happens to everything else.
+# partitioner would otherwise rematerialise the activations they are added to. Every recipe has
+# blocks, so a rule for them that matches nothing is a mistake; the last one says what happens to everything else.
 RULES = (
-    Rule(r'(^|/)(bias|scale|cls_token|mask_token)$', PartitionSpec(), optional=True),
-    Rule(r'(^|/)(attn/qkv|mlp/fc1)/kernel$', PartitionSpec('fsdp', None), optional=True),
-    Rule(r'(^|/)(attn/out|mlp/fc2)/kernel$', PartitionSpec(None, 'fsdp'), optional=True),
+    Rule(r'(^|/)(bias|scale|cls_token|mask_token)$', PartitionSpec()),
+    Rule(r'(^|/)(attn/qkv|mlp/fc1)/kernel$', PartitionSpec('fsdp', None)),
+    Rule(r'(^|/)(attn/out|mlp/fc2)/kernel$', PartitionSpec(None, 'fsdp')),
     Rule('.*', AUTO, optional=True),
 )
 
 
-def shardings(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
+def shardings(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES, whole: bool = True) -> Any:
     """Pytree of arrays or ShapeDtypeStructs -> the same tree of NamedShardings. Scalars are copied, whatever the rules.
 
+    whole: the tree is a whole state; False for a part of one, in which a rule may have nothing to decide.
     Raises ConfigError naming the path that no rule matches or whose axis the mesh does not divide, or the rule that
     matches nothing.
     """
@@ -63,7 +64,7 @@ def shardings(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
             )
         unused.pop(index, None)
         found.append(NamedSharding(mesh, _spec(path, leaf.shape, rules[index], mesh)))
-    if unused:
+    if whole and unused:
         patterns = ', '.join(repr(rule.pattern) for rule in unused.values())
         raise ConfigError(f'Sharding rules that decide no array: {patterns}. Correct, reorder or remove them.')
     return jax.tree.unflatten(jax.tree.structure(tree), found)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -15,17 +16,21 @@ from mim_jax.data.augment import Crop
 from mim_jax.data.cache import cache_source
 from mim_jax.data.loader import Loader
 from mim_jax.data.sources import Source, open_source
+from mim_jax.errors import ConfigError
+from mim_jax.forward import create_parameters
 from mim_jax.methods import build
 from mim_jax.parallel.rules import shardings
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import load_frozen
 from mim_jax.training.optim import learning_rate, make_optimizer
-from mim_jax.training.state import TrainState, abstract_state, init_state
+from mim_jax.training.state import TrainState, abstract_state, init_state, state_shardings
 from mim_jax.training.step import jit_train_step, make_train_step
 
 
 def assemble(config: Any) -> tuple[Recipe, Source]:
     """The recipe and its training images. Raises ConfigError, DataError or Refused before any device is used."""
+    if jax.process_count() > 1:
+        raise ConfigError('Runs over several hosts are not supported yet; start one process.')
     source = open_source(config.data, config.data.split)
     check_devices(config, jax.device_count(), jax.process_count(), len(source))
     recipe = build(config, len(source))
@@ -70,6 +75,16 @@ class Program:
         """The state at step 0: a function of the seed alone."""
         return init_state(self.recipe, self.optimizer, self.abstract)
 
+    def untrained(self) -> TrainState:
+        """The parameters and statistics of step 0 alone, to be looked at beside a state that is being trained."""
+        placed = state_shardings(self.abstract)
+        create = jax.jit(
+            lambda key: create_parameters(self.recipe, key)[:2], out_shardings=(placed.params, placed.batch_stats)
+        )
+        key = jax.random.key(self.recipe.config.seed)
+        params, batch_stats = create(key)
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, (), {}, key)
+
 
 def make_program(recipe: Recipe, mesh: Mesh) -> Program:
     """Schedule, optimizer, shardings, teachers, step, all as the recipe's config says."""
@@ -79,6 +94,7 @@ def make_program(recipe: Recipe, mesh: Mesh) -> Program:
     optimizer = make_optimizer(optim, rate_at)
     abstract = abstract_state(recipe, optimizer, mesh)
     frozen = load_frozen(recipe)
-    frozen = jax.device_put(frozen, shardings(frozen, mesh))
-    step = make_train_step(recipe, optimizer, rate_at, config.accumulate)
+    frozen = jax.device_put(frozen, shardings(frozen, mesh, whole=False))
+    placement = state_shardings(abstract).params
+    step = make_train_step(recipe, optimizer, rate_at, config.accumulate, placement)
     return Program(recipe, mesh, optimizer, abstract, frozen, jit_train_step(step, abstract, frozen, mesh))

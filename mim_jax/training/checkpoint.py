@@ -6,9 +6,8 @@ checkpoint of another model (an error) from a damaged one (the previous one is u
 """
 
 import contextlib
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,20 +15,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mim_jax.errors import CheckpointError, WorkdirError
+from mim_jax.errors import CheckpointError
 from mim_jax.parallel.hosts import broadcast
 from mim_jax.parallel.rules import flatten_with_paths
+from mim_jax.training.faults import is_damage, is_out_of_space, root_cause
 from mim_jax.training.quiet import silence_orbax
 from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_seal, open_seal
+from mim_jax.training.workdir import check_writable
 
-policies = ocp.checkpoint_managers
 STEP_NAMES = ocp.path.step.standard_name_format()
-# Reading failed for a reason that says nothing about the file: never a ground to move a checkpoint aside.
-PASSING_FAULTS = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'PERMISSION_DENIED', 'UNAUTHENTICATED')
+MILESTONE = 'milestone'  # an entry beside 'state' and 'seal': a checkpoint that has it is never deleted
 
 
 class Checkpoints:
-    """The checkpoints of one run: asynchronous saves, the newest `keep` and every `milestone_every`-th step kept.
+    """The checkpoints of one run: asynchronous saves, of which the newest `keep` and every milestone are kept.
 
     A tree is any pytree of arrays; its leaves are known by their path alone ('params/encoder/norm/scale').
     Uncommitted leftovers of a killed run are removed at the start. `report` gets one line per damaged checkpoint.
@@ -41,38 +40,41 @@ class Checkpoints:
         self,
         directory: str,
         keep: int = 3,
-        milestone_every: int = 0,
         report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ):
         self.directory = epath.Path(directory).absolute() if '://' not in str(directory) else epath.Path(directory)
         self._report = report
         self._saving = None
         silence_orbax()
-        _check_writable(self.directory)
-        keepers = [policies.LatestN(keep)]
-        if milestone_every:
-            keepers.append(policies.EveryNSteps(milestone_every))
+        check_writable(self.directory, 'The checkpoint folder')
         options = ocp.CheckpointManagerOptions(
             step_name_format=STEP_NAMES,
-            preservation_policy=policies.AnyPreservationPolicy(keepers),
+            preservation_policy=_NewestAndMilestones(self.directory, keep),
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(self, step: int, tree: Any, extra: dict | None = None) -> None:
+    def save(self, step: int, tree: Any, extra: dict | None = None, milestone: bool = False) -> None:
         """Starts writing `tree` and the small JSON-able `extra`; the arrays may be donated as soon as this returns.
 
-        A step that is saved already is left as it is. Waits for the previous save.
+        A milestone is marked on disk and kept for good, whatever later sessions call one. A step that is saved already
+        is left as it is, but for the mark. Waits for the previous save.
         """
         self.wait()
+        self._saving = step
         if step in self.steps():
+            if milestone:
+                self._mark(step)
             return
         arrays = _by_path(tree)
-        seal = make_seal(arrays, extra or {})
-        args = ocp.args.Composite(state=ocp.args.StandardSave(_nest(arrays)), seal=ocp.args.JsonSave(seal))
-        self._saving = step
+        items = {
+            'state': ocp.args.StandardSave(_nest(arrays)),
+            'seal': ocp.args.JsonSave(make_seal(arrays, extra or {})),
+        }
+        if milestone:
+            items[MILESTONE] = ocp.args.JsonSave({})
         with self._failures():
-            self._manager.save(step, args=args, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
         """Returns when the last save is on disk."""
@@ -132,6 +134,14 @@ class Checkpoints:
             broadcast(0)  # the other hosts look again only when the first one is done
             self._manager.reload()
 
+    def _mark(self, step: int) -> None:
+        with self._failures():
+            path = self.directory / str(step)
+            if jax.process_index() == 0 and not _is_milestone(path):
+                (path / MILESTONE).mkdir()
+                (path / MILESTONE / 'metadata').write_text('{}')
+        broadcast(0)  # no host decides what to keep before the mark is there
+
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
         """Turns what Orbax raises about the save in flight into one sentence."""
@@ -139,13 +149,30 @@ class Checkpoints:
             yield
         except Exception as error:
             step, self._saving = self._saving, None
-            self._manager.reload()
-            kept = self.latest()
-            intact = 'No earlier checkpoint exists' if kept is None else f'The checkpoint of step {kept} is intact'
+            try:
+                self._manager.reload()
+                kept = self.latest()
+                intact = 'No earlier checkpoint exists' if kept is None else f'The checkpoint of step {kept} is intact'
+            except OSError as unseen:
+                intact = f'The earlier ones cannot be listed now ({root_cause(unseen)})'
+            space = '; free disk space or quota there (or set checkpoint.keep lower) and run the same command again'
             raise CheckpointError(
-                f'The checkpoint of step {step} could not be written in {self.directory}: {_root_cause(error)}. '
-                f'{intact}; free disk space there (or set checkpoint.keep lower) and run the same command again.'
+                f'The checkpoint of step {step} could not be written in {self.directory}: {root_cause(error)}. '
+                f'{intact}{space if is_out_of_space(error) else ""}.'
             ) from error
+
+
+class _NewestAndMilestones:
+    """Orbax's preservation policy: the newest `keep` steps, and those that are marked on disk."""
+
+    def __init__(self, directory: epath.Path, keep: int):
+        self.directory, self.keep = directory, keep
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Oldest first, the one being written last -> which of them to keep."""
+        del context
+        old = len(checkpoints) - self.keep
+        return [i >= old or _is_milestone(self.directory / str(saved.step)) for i, saved in enumerate(checkpoints)]
 
 
 def read_params(directory: str, step: int | None = None) -> tuple[dict, dict]:
@@ -184,10 +211,8 @@ def _read(path: epath.Path, abstract_tree: Any) -> tuple[Any, dict]:
 def _read_seal(path: epath.Path) -> tuple[dict, dict]:
     try:
         text = (path / 'seal' / 'metadata').read_text()
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError) as error:
-        raise Damaged(f'its list of arrays cannot be read ({_root_cause(error)})') from error
-    except OSError as error:
-        raise CheckpointError(f'Checkpoint {path} cannot be read now: {_root_cause(error)}.') from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _reading_failed(path, 'its list of arrays', error) from error
     return open_seal(text)
 
 
@@ -201,10 +226,17 @@ def _read_arrays(path: epath.Path, args: ocp.args.CheckpointArgs) -> dict[str, A
         with contextlib.closing(ocp.Checkpointer(handlers[type(args)]())) as reader:
             return dict(flatten_with_paths(reader.restore(path / 'state', args=args)))
     except Exception as error:
-        reason = _root_cause(error)
-        if isinstance(error, MemoryError | PermissionError) or any(fault in reason for fault in PASSING_FAULTS):
-            raise CheckpointError(f'Checkpoint {path} cannot be read now: {reason}.') from error
-        raise Damaged(f'its arrays cannot be read ({reason})') from error
+        raise _reading_failed(path, 'its arrays', error) from error
+
+
+def _reading_failed(path: epath.Path, what: str, error: Exception) -> Damaged | CheckpointError:
+    """Damaged only where the error shows it: a checkpoint is never moved aside for a fault that may pass."""
+    if is_damage(error):
+        return Damaged(f'{what} cannot be read ({root_cause(error)})')
+    return CheckpointError(
+        f'Checkpoint {path} cannot be read now: {root_cause(error)}. Run the same command again; if it stays so, move '
+        'that folder away to use the one before it.'
+    )
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
@@ -227,24 +259,10 @@ def _nest(leaves: dict[str, Any]) -> dict:
     return tree
 
 
+def _is_milestone(path: epath.Path) -> bool:
+    # Listed, because exists() takes a folder that cannot be read now for one without a mark.
+    return any(entry.name == MILESTONE for entry in path.iterdir())
+
+
 def _steps(directory: epath.Path) -> list[int]:
     return sorted(found.step for found in STEP_NAMES.find_all(directory))
-
-
-def _check_writable(directory: epath.Path) -> None:
-    probe = directory / f'.writable_{jax.process_index()}'
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.write_text('')
-        probe.unlink()
-    except OSError as error:
-        raise WorkdirError(f'{directory} cannot be written ({_root_cause(error)}): choose another workdir.') from error
-
-
-def _root_cause(error: BaseException) -> str:
-    """What the first error of the chain says, without TensorStore's settings and long temporary paths."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    text = re.sub(r' in OCDBT database at local file "[^"]*"', '', text)
-    return re.sub(r' \[\w+(\[\d+\])?=.*', '', re.sub(r'"/[^"]*/', '"', text)).rstrip('.')

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from mim_jax.errors import ConfigError, WorkdirError
-from mim_jax.parallel.rules import path_of
+from mim_jax.parallel.rules import flatten_with_paths
 
 JOURNAL = 'metrics.jsonl'
 
@@ -233,16 +233,10 @@ def progress_line(step: int, total: int, values: Mapping[str, float]) -> str:
     if 'data_wait_ms' in values:
         share = f' ({values["data_wait_share"]:.0%})' if 'data_wait_share' in values else ''
         parts.append(f'data wait {values["data_wait_ms"]:.1f} ms{share}')
-    if 'mfu' in values:
-        parts.append(f'mfu {values["mfu"]:.1%}')
+    parts += [f'{key} {values[key]:.1%}' for key in ('mfu', 'hfu') if key in values]
     if 'eta_seconds' in values:
         parts.append(f'eta {format_duration(values["eta_seconds"])}')
     return '  '.join(parts)
-
-
-def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """{'encoder/norm/scale': leaf}; role keys such as 'decoder/pixels' stay as they are."""
-    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def parameter_table(params: Mapping[str, Any], shardings: Any = None, decay_mask: Any = None) -> str:
@@ -251,7 +245,7 @@ def parameter_table(params: Mapping[str, Any], shardings: Any = None, decay_mask
     `params`: {role: tree} of arrays or ShapeDtypeStructs. `shardings` (NamedSharding) and `decay_mask` (bool) have the
     same structure; None leaves their column out. Sizes in millions of parameters and MB (1e6 bytes).
     """
-    leaves, specs, decayed = leaves_by_path(params), leaves_by_path(shardings), leaves_by_path(decay_mask)
+    leaves, specs, decayed = (dict(flatten_with_paths(tree)) for tree in (params, shardings, decay_mask))
     header = ['parameter', 'shape', 'dtype'] + ['sharding'] * bool(specs) + ['decay'] * bool(decayed)
     rows = [header]
     for path, leaf in leaves.items():
@@ -275,5 +269,5 @@ def parameter_table(params: Mapping[str, Any], shardings: Any = None, decay_mask
             text += f', {sum(math.prod(chosen[path].shape) for path in chosen if decayed[path]) / 1e6:.2f} M decayed'
         return text
 
-    totals = [describe(role, leaves_by_path({role: tree})) for role, tree in params.items()]
+    totals = [describe(role, dict(flatten_with_paths({role: tree}))) for role, tree in params.items()]
     return '\n'.join([*lines, '', *totals, describe('total', leaves)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 
 from mim_jax.data.loader import Loader
-from mim_jax.errors import NonFiniteLoss
+from mim_jax.errors import NonFiniteLoss, WorkdirError
 from mim_jax.parallel.hosts import broadcast, to_global
 from mim_jax.parallel.mesh import batch_sharding
 from mim_jax.recipe import Recipe
@@ -38,12 +39,12 @@ from mim_jax.training.workdir import Workdir
 class Watcher:
     """Something that looks at the run now and then: look(state, step) -> metrics to journal.
 
-    every_steps: also at the last step; 0: never. untrained: also look at the untrained network, once, and journal those
-    values under 'untrained/' in place of 'probe/'.
+    period: in optimizer steps, may be fractional; also at the last step; 0: never. untrained: also look at the untrained
+    network, once, and journal those values under 'untrained/' in place of 'probe/'.
     """
 
     look: Callable[[TrainState, int], Mapping[str, float]]
-    every_steps: int
+    period: float
     untrained: bool = False
 
 
@@ -56,9 +57,16 @@ class Outcome:
     metrics: dict[str, Any]
 
 
-def steps_of(epochs: float, recipe: Recipe) -> int:
-    """Whole optimizer steps nearest to a number of epochs, at least 1; 0 for 0."""
-    return max(1, round(epochs * recipe.config.steps_per_epoch)) if epochs else 0
+def period_of(epochs: float, recipe: Recipe) -> float:
+    """Optimizer steps in a number of epochs, a fraction as it comes; 0 for 0."""
+    return epochs * recipe.config.steps_per_epoch
+
+
+def is_due(done: int, period: float) -> bool:
+    """Whether the step that made it `done` steps is the first at or after a multiple of `period`; never for period 0."""
+    if not period:
+        return False
+    return math.floor(done / period + 1e-9) > math.floor((done - 1) / period + 1e-9)
 
 
 class Session:
@@ -72,11 +80,10 @@ class Session:
         self.recipe, self.config, self.total = program.recipe, program.recipe.config, program.recipe.config.steps
         self.mesh, self.frozen = program.mesh, program.frozen
         config = self.config
-        milestone = steps_of(config.checkpoint.milestone_epochs, self.recipe)
-        self.checkpoints = Checkpoints(workdir.checkpoints, config.checkpoint.keep, milestone, report)
-        self.state, self.wall_before = self._restore()
+        self.checkpoints = Checkpoints(workdir.checkpoints, config.checkpoint.keep, report=report)
+        self.state, self.wall_before, self._owed = self._restore()
         step, log = int(self.state.step), config.log
-        self.finished = step == self.total  # by earlier sessions: the journal is then only read, and has no copies
+        self.finished = step == self.total  # by earlier sessions: nothing is logged any more
         copies = (False, '') if self.finished else (log.tensorboard, log.wandb)
         self.loggers = Loggers(workdir.path, step, *copies, config.to_dict())
         self._started = self._saved_at = time.monotonic()
@@ -105,19 +112,32 @@ class Session:
 
     def close(self) -> None:
         """Release files and threads; safe after any failure of `run`."""
-        self.loggers.close()
-        self.checkpoints.close()
+        try:
+            self.loggers.close()
+        finally:
+            self.checkpoints.close()
 
     # -- start ---------------------------------------------------------------------------------------------------------
-    def _restore(self) -> tuple[TrainState, float]:
+    def _restore(self) -> tuple[TrainState, float, bool]:
+        """The state, wall seconds spent before, and whether the watchers still owe a look at it."""
         restored = self.checkpoints.restore(to_tree(self.program.abstract))
         if restored is None:
             self.report(f'Starting {self.recipe.name} at step 0 of {self.total}.')
-            return self.program.init(), 0.0
+            return self.program.init(), 0.0, False
         tree, step, extra = restored
+        self._check_dataset(extra['dataset'], step)
         key = jax.device_put(jax.random.key(self.config.seed), self.program.abstract.root_key.sharding)
         self.report(f'Resuming {self.recipe.name} at step {step} of {self.total}, from {self.workdir.checkpoints}.')
-        return from_tree(tree, self.program.abstract.replace(root_key=key)), extra['wall_seconds']
+        self.loader.bad_images.update(extra['bad_images'])
+        return from_tree(tree, self.program.abstract.replace(root_key=key)), extra['wall_seconds'], extra['owed']
+
+    def _check_dataset(self, before: str, step: int) -> None:
+        """The order of the data is a function of the dataset: with another one, the run would be another run."""
+        if before != self.loader.dataset:
+            raise WorkdirError(
+                f'{self.workdir.path} is at step {step} of a run on {before}, but the dataset is now {self.loader.dataset}. '
+                'Put back the images it began with, or use another --workdir.'
+            )
 
     def _compile(self) -> Callable:
         side, sharding = self.config.image_size, batch_sharding(self.mesh)
@@ -135,10 +155,10 @@ class Session:
         return compiled
 
     def _watch_untrained(self, watchers: Sequence[Watcher]) -> None:
-        wanted = [w for w in watchers if w.untrained and w.every_steps]
+        wanted = [w for w in watchers if w.untrained and w.period]
         if not wanted or any(key.startswith('untrained/') for key in self.loggers.journal.last_values()):
             return
-        state = self.state if int(self.state.step) == 0 else self.program.init()
+        state = self.state if int(self.state.step) == 0 else self.program.untrained()
         for watcher in wanted:
             values = {key.replace('probe/', 'untrained/'): v for key, v in watcher.look(state, 0).items()}
             self._journal(0, values)
@@ -148,6 +168,8 @@ class Session:
         config, first = self.config, int(self.state.step)
         self._deferred, self._meter = Deferred(), perf.Meter(config.batch_size, self.total)
         done = first
+        if self._owed:
+            self._look_up(done, watchers, interrupt)
         with contextlib.closing(self.loader.batches(first, self.total)) as batches:
             while done < self.total and not interrupt.requested:
                 local = self._next_batch(batches, interrupt)
@@ -159,7 +181,7 @@ class Session:
                 done += 1
                 self._meter.step()
                 self._record(self._deferred.push(done, logs))
-                self._look_up(done, watchers)
+                self._look_up(done, watchers, interrupt)
         self._record(self._deferred.flush())
         self._save(done)
         self.checkpoints.wait()
@@ -176,16 +198,23 @@ class Session:
                 raise
             return None
 
-    def _look_up(self, done: int, watchers: Sequence[Watcher]) -> None:
-        """Watch and save where it is time; the logs are checked first, so that no bad state is ever saved."""
+    def _look_up(self, done: int, watchers: Sequence[Watcher], interrupt: Interrupt) -> None:
+        """Watch and save where it is time; the logs are checked first, so that no bad state is ever saved.
+
+        After a signal nobody looks any more, as there may be seconds left to save; the next session owes that look.
+        """
         save = self._save_due(done)
-        due = [w for w in watchers if w.every_steps and (done % w.every_steps == 0 or done == self.total)]
+        due = [w for w in watchers if w.period and (is_due(done, w.period) or done == self.total)]
         if not save and not due:
             return
         self._record(self._deferred.flush())
         with self._meter.pause():
+            self._owed = bool(due)
             for watcher in due:
+                if interrupt.requested:
+                    return
                 self._journal(done, watcher.look(self.state, done))
+            self._owed = False
             if save:  # last: a run that resumes here never looks again, so what was seen must be in the journal by now
                 self._save(done)
 
@@ -203,7 +232,8 @@ class Session:
         if rates:
             devices = self.mesh.devices.flatten().tolist()
             used = perf.mfu(self.flops, rates['images_per_second'], self.config.batch_size, devices)
-            rates |= {} if used is None else {'mfu': used}
+            name = 'mfu' if self.config.encoder.remat == 'none' else 'hfu'  # what is computed twice was counted twice
+            rates |= {} if used is None else {name: used}
         values = {'epoch': done / self.config.steps_per_epoch, **values, **rates}
         self.loggers.write(done, values)
         self.report(progress_line(done, self.total, values))
@@ -231,13 +261,21 @@ class Session:
         every, minutes = self.config.checkpoint.every_steps, self.config.checkpoint.every_minutes
         if every and done % every == 0:
             return True
-        milestone = steps_of(self.config.checkpoint.milestone_epochs, self.recipe)
-        if milestone and done % milestone == 0:
+        if self._is_milestone(done):
             return True
         if not minutes or (jax.process_count() > 1 and done % self.config.log.every_steps):
             return False  # several hosts agree on the time only now and then
         return bool(broadcast(time.monotonic() - self._saved_at >= 60 * minutes))
 
+    def _is_milestone(self, done: int) -> bool:
+        return is_due(done, period_of(self.config.checkpoint.milestone_epochs, self.recipe))
+
     def _save(self, done: int) -> None:
-        self.checkpoints.save(done, to_tree(self.state), {'wall_seconds': self.wall_seconds})
+        extra = {
+            'wall_seconds': self.wall_seconds,
+            'owed': self._owed,
+            'dataset': self.loader.dataset,
+            'bad_images': dict(self.loader.bad_images),
+        }
+        self.checkpoints.save(done, to_tree(self.state), extra, milestone=self._is_milestone(done))
         self._saved_at = time.monotonic()

@@ -39,7 +39,10 @@ def find_peak(device_kind: str) -> float | None:
 
 
 def mfu(flops_per_step: float, images_per_second: float, batch: int, devices: Sequence[jax.Device]) -> float | None:
-    """Model FLOPs utilisation: the used fraction (0 to 1) of all devices' bf16 peak; None where that is not known."""
+    """FLOPs utilisation: the used fraction (0 to 1) of all devices' bf16 peak; None where that is not known.
+
+    It is the *model's* utilisation when `flops_per_step` counts no rematerialised work.
+    """
     peak = find_peak(devices[0].device_kind)
     if peak is None:
         return None

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from mim_jax.forward import Forward, Surroundings, evaluate
 from mim_jax.networks import Networks, merge_trees, named_key
+from mim_jax.parallel.activations import split_by_image
 from mim_jax.parallel.mesh import batch_sharding, replicated
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import move_teachers
@@ -37,12 +38,17 @@ def compute_loss(
 
 
 def make_train_step(
-    recipe: Recipe, optimizer: optax.GradientTransformation, rate_at: Callable[[Any], jax.Array], accumulate: int = 1
+    recipe: Recipe,
+    optimizer: optax.GradientTransformation,
+    rate_at: Callable[[Any], jax.Array],
+    accumulate: int = 1,
+    placement: Tree | None = None,
 ) -> Callable[[TrainState, Tree, Mapping], tuple[TrainState, Logs]]:
     """(state, frozen, batch) -> (next state, logs): gradients, optimizer, teachers, once for the whole global batch.
 
     With accumulation, micro-batch m holds rows m, m + accumulate, ... so that no example changes device; gradients and
-    logs are means over micro-batches, BatchNorm statistics move with each, the teachers once.
+    logs are means over micro-batches, BatchNorm statistics move with each, the teachers once. placement: the parameters'
+    shardings; gradients are held to them, so that FSDP need never have a whole gradient anywhere.
     """
     gradient = jax.value_and_grad(compute_loss, argnums=1, has_aux=True)
 
@@ -68,6 +74,8 @@ def make_train_step(
             )
         else:
             grads, logs, batch_stats = accumulated(state, frozen, batch, rows)
+        if placement is not None:
+            grads = jax.lax.with_sharding_constraint(grads, placement)
         batch_stats = merge_trees(batch_stats, state.batch_stats)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -82,11 +90,16 @@ def make_train_step(
 
 
 def jit_train_step(step: Callable, abstract: TrainState, frozen: Tree, mesh: Mesh) -> Callable:
-    """The step as one donated, sharded program; batch rows over all devices, logs replicated."""
+    """The step as one donated, sharded program; rows of batch and activations over all devices, logs replicated."""
     state = state_shardings(abstract)
+
+    def train_step(state: TrainState, frozen: Tree, batch: Mapping) -> tuple[TrainState, Logs]:
+        with split_by_image(mesh):
+            return step(state, frozen, batch)
+
     held = jax.tree.map(lambda x: x.sharding, frozen)
     return jax.jit(
-        step,
+        train_step,
         donate_argnums=0,
         in_shardings=(state, held, batch_sharding(mesh)),
         out_shardings=(state, replicated(mesh)),

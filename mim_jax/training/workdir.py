@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import tempfile
+import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | Path, config: Any):
+        check_local(path)
         self.path = Path(path).absolute()
         check_writable(self.path)
         self._lock = (self.path / '.lock').open('w')
@@ -59,6 +60,14 @@ class Workdir:
         self._lock.close()
 
 
+def check_local(path: str | Path) -> None:
+    """Raise WorkdirError for an address such as gs://bucket/run, which would otherwise become a folder called 'gs:'."""
+    if re.match(r'[a-z][a-z0-9+.-]+:/', str(path)):
+        raise WorkdirError(
+            f'--workdir {path} is not a folder; buckets are not supported yet: give a local or mounted folder.'
+        )
+
+
 def check_contents(path: Path, config: Any) -> None:
     """Raise WorkdirError unless a run of `config` may begin, or go on, in this folder. Only reads.
 
@@ -77,15 +86,18 @@ def check_contents(path: Path, config: Any) -> None:
         raise WorkdirError(f'{path} holds a run without its {CONFIG}; restore it, or choose another --workdir.')
 
 
-def check_writable(path: Path) -> None:
-    """Make the folder and write a byte in it. Raises WorkdirError when that fails."""
+def check_writable(path: Path, name: str = '--workdir') -> None:
+    """Make the folder and write a byte in it; `path` may also be an epath.Path. Raises WorkdirError when that fails."""
     if path.exists() and not path.is_dir():
-        raise WorkdirError(f'--workdir {path} is a file; choose a folder, or a name that is not taken.')
+        raise WorkdirError(f'{name} {path} is a file; choose a folder, or a name that is not taken.')
+    probe = path / f'.writable_{uuid.uuid4().hex}'  # several hosts may try at once
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as probe:
-            probe.write(os.urandom(1))
+        try:
+            probe.write_bytes(b'0')
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise WorkdirError(
-            f'--workdir {path} cannot be written ({error.strerror}); choose a folder you may write to.'
+            f'{name} {path} cannot be written ({error.strerror or error}); choose a folder you may write to.'
         ) from error

@@ -1,6 +1,5 @@
 """What each kind of source yields, how splits are cut, and what users read when something is missing."""
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
 
-from mim_jax.data.images import BadImage
+from mim_jax.data.cache import cache_source
 from mim_jax.data.sources import open_source
 from mim_jax.errors import DataError
 
@@ -22,85 +20,8 @@ def section(source, **settings):
     return ConfigDict({'source': source, 'name': '', 'dir': '', 'cache': 'never', 'threads': 2} | settings)
 
 
-def jpeg(value, size=(8, 6)):
-    buffer = io.BytesIO()
-    Image.new('RGB', size, (value, value, value)).save(buffer, 'JPEG')
-    return buffer.getvalue()
-
-
-def write_folder(root, files):
-    for k, file in enumerate(files):
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).write_bytes(jpeg(10 * k))
-
-
 def images_of(source):
     return np.stack([source[i].image for i in range(len(source))])
-
-
-def test_folder_with_splits_sorts_classes_and_files(tmp_path):
-    write_folder(tmp_path, ['train/dog/b.JPG', 'train/dog/a.jpeg', 'train/cat/x.png', 'val/dog/c.jpg'])
-    (tmp_path / 'train/cat/notes.txt').write_text('not an image')
-    train = open_source(section('folder', dir=str(tmp_path)), 'train')
-    found = [(Path(train[i].name).name, train[i].label) for i in range(len(train))]
-    assert found == [('x.png', 0), ('a.jpeg', 1), ('b.JPG', 1)]
-    assert train[2].image == jpeg(0)
-    assert train.num_classes == 2
-    assert str(tmp_path) in train.description
-    val = open_source(section('folder', dir=str(tmp_path)), 'val')
-    assert [val[0].label, len(val), val.num_classes] == [1, 1, 2]  # train's numbering, though val has no cats
-
-
-def test_folder_without_splits_is_all_train(tmp_path):
-    write_folder(tmp_path, ['cat/1.jpg', 'dog/2.jpg'])
-    source = open_source(section('folder', dir=str(tmp_path)), 'train')
-    assert [source[0].label, source[1].label] == [0, 1]
-    with pytest.raises(DataError, match=r"no split 'validation' .* it has train"):
-        open_source(section('folder', dir=str(tmp_path)), 'validation')
-
-
-def test_folder_slices_hold_all_classes_and_share_nothing(tmp_path):
-    write_folder(tmp_path, [f'{c}/{k:02}.jpg' for c in ('cat', 'dog') for k in range(20)])
-    data = section('folder', dir=str(tmp_path))
-    first, rest, again = (open_source(data, split) for split in ('train[:75%]', 'train[75%:]', 'train[:30]'))
-    names = [{source[i].name for i in range(len(source))} for source in (first, rest, again)]
-    assert [len(x) for x in names] == [30, 10, 30]
-    assert not names[0] & names[1]
-    assert names[0] == names[2]
-    assert {rest[i].label for i in range(10)} == {0, 1}
-
-
-@pytest.mark.parametrize(
-    ('files', 'split', 'message'),
-    [
-        ([], 'train', 'No class folders'),
-        (['1.jpg', '2.jpg'], 'train', 'No class folders .*put images into'),
-        (['train/cat/1.txt'], 'train', r'No images \(.jpg'),
-        (['train/cat/1.jpg', 'test/cat/1.jpg'], 'validation', "no split 'validation' in .* it has test, train"),
-        (['train/cat/1.jpg', 'test/elk/1.jpg'], 'test', 'elk.* has no counterpart'),
-        (['cat/1.jpg'], 'train[:', 'cannot be read'),
-        (['cat/1.jpg'], 'train[5:]', 'empty'),
-    ],
-)
-def test_folder_mistakes_are_explained(tmp_path, files, split, message):
-    write_folder(tmp_path, files)
-    with pytest.raises(DataError, match=message):
-        open_source(section('folder', dir=str(tmp_path)), split)
-
-
-def test_missing_folder_and_missing_setting(tmp_path):
-    with pytest.raises(DataError, match=r'nowhere.*data\.dir'):
-        open_source(section('folder', dir=str(tmp_path / 'nowhere')), 'train')
-    with pytest.raises(DataError, match=r'needs data\.dir'):
-        open_source(section('folder'), 'train')
-
-
-def test_file_that_vanished_is_a_bad_image(tmp_path):
-    write_folder(tmp_path, ['cat/1.jpg'])
-    source = open_source(section('folder', dir=str(tmp_path)), 'train')
-    (tmp_path / 'cat/1.jpg').unlink()
-    with pytest.raises(BadImage, match=r'1\.jpg \(index 0\).*No such file'):
-        source[0]
 
 
 def write_npz(path, **arrays):
@@ -192,30 +113,6 @@ def test_synthetic_is_a_function_of_the_row():
     assert not np.array_equal(first[3].image, open_source(section('synthetic'), 'test')[3].image)
 
 
-def test_cache_keeps_pixels_and_the_error_of_a_bad_image(tmp_path):
-    write_folder(tmp_path, ['cat/1.jpg', 'cat/2.jpg', 'cat/3.jpg'])
-    (tmp_path / 'cat/2.jpg').write_bytes(jpeg(9)[:-100])
-    cached = open_source(section('folder', dir=str(tmp_path), cache='auto'), 'train')
-    assert 'in memory' in cached.description
-    (tmp_path / 'cat/3.jpg').unlink()  # it is in memory already
-    assert cached[2].image.shape == (6, 8, 3)
-    assert np.abs(cached[2].image.astype(int) - 20).max() <= 1
-    with pytest.raises(BadImage, match=r'2\.jpg \(index 1\)'):
-        cached[1]
-
-
-def test_cache_auto_leaves_large_sources_encoded(tmp_path, monkeypatch):
-    write_folder(tmp_path, ['cat/1.jpg', 'cat/2.jpg'])
-    monkeypatch.setattr('mim_jax.data.cache._AUTO_BYTES', 2 * 8 * 6 * 3)  # exactly what they need: not under
-    data = section('folder', dir=str(tmp_path), cache='auto')
-    assert isinstance(open_source(data, 'train')[0].image, bytes)
-    data.cache = 'always'
-    assert isinstance(open_source(data, 'train')[0].image, np.ndarray)
-    data.cache = 'sometimes'
-    with pytest.raises(DataError, match=r"data.cache='sometimes'"):
-        open_source(data, 'train')
-
-
 @needs_shared
 def test_tfds_cifar10_stays_encoded_and_slices_natively():
     data = section('tfds', name='cifar10', dir=str(SHARED))
@@ -228,7 +125,7 @@ def test_tfds_cifar10_stays_encoded_and_slices_natively():
 
 @needs_shared
 def test_tfds_cache_gives_rgb_arrays():
-    test = open_source(section('tfds', name='cifar10', dir=str(SHARED), cache='always'), 'test[:40]')
+    test = cache_source(open_source(section('tfds', name='cifar10', dir=str(SHARED)), 'test[:40]'), 'always', 2)
     assert images_of(test).shape == (40, 32, 32, 3)
 
 

@@ -32,8 +32,8 @@ def block(*lead):
     }
 
 
-def specs(tree, fsdp=4, rules=RULES):
-    return {path: s.spec for path, s in flatten_with_paths(shardings(tree, make_mesh(fsdp=fsdp), rules))}
+def specs(tree, fsdp=4, rules=RULES, whole=True):
+    return {path: s.spec for path, s in flatten_with_paths(shardings(tree, make_mesh(fsdp=fsdp), rules, whole))}
 
 
 def test_vit_table_covers_parameters_moments_and_teachers():
@@ -93,11 +93,16 @@ def test_depth_axis_of_scanned_blocks_is_never_split():
     ],
 )
 def test_fallback(shape, spec):
-    assert specs({'w': struct(*shape)}) == {'w': spec}
+    assert specs({'w': struct(*shape)}, whole=False) == {'w': spec}
 
 
 def test_fallback_copies_when_there_is_one_shard():
-    assert specs({'w': struct(256, 256)}, fsdp=1) == {'w': P()}
+    assert specs({'w': struct(256, 256)}, fsdp=1, whole=False) == {'w': P()}
+
+
+def test_the_default_rules_must_all_decide_something_in_a_whole_state():
+    with pytest.raises(ConfigError, match='decide no array'):
+        specs({'encoder': {'attn': {'query': {'kernel': struct(256, 256)}}}})
 
 
 def test_refusals_name_the_rule_or_the_path():

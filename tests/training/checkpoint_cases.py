@@ -33,7 +33,7 @@ def abstract(state, mesh=None):
     shapes = jax.eval_shape(lambda: state)
     if mesh is None:
         return shapes
-    placed = shardings(shapes, mesh)
+    placed = shardings(shapes, mesh, whole=False)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
 
 

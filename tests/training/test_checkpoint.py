@@ -45,7 +45,7 @@ def test_sharded_save_restores_on_one_device(tmp_path):
     mesh = make_mesh(fsdp=8)
     state = make_state(3)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, jax.device_put(state, shardings(state, mesh)))
+    checkpoints.save(1, jax.device_put(state, shardings(state, mesh, whole=False)))
     tree, _, extra = checkpoints.restore(abstract(state))
     checkpoints.close()
     assert extra == {}
@@ -71,16 +71,39 @@ def test_nothing_saved_restores_nothing(tmp_path):
     checkpoints.close()
 
 
-def test_keeps_the_newest_and_the_milestones(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2, milestone_every=3)
-    for step in range(1, 9):
-        checkpoints.save(step, {'w': jnp.float32(step)})
-    checkpoints.wait()
-    assert checkpoints.steps() == [3, 6, 7, 8]
-    before = largest_file(tmp_path / '8').stat().st_mtime_ns
-    checkpoints.save(8, {'w': jnp.float32(-1)})  # a saved step stays as it is
+def save_range(directory, steps, keep, milestone_every):
+    checkpoints = Checkpoints(directory, keep=keep)
+    for step in steps:
+        checkpoints.save(step, {'w': jnp.float32(step)}, milestone=step % milestone_every == 0)
     checkpoints.close()
-    assert largest_file(tmp_path / '8').stat().st_mtime_ns == before
+    return checkpoints.steps()
+
+
+def test_keeps_the_newest_and_the_milestones(tmp_path):
+    assert save_range(tmp_path, range(1, 9), keep=2, milestone_every=3) == [3, 6, 7, 8]
+    tree, step, _ = Checkpoints(tmp_path).restore({'w': jax.ShapeDtypeStruct((), jnp.float32)})
+    assert (step, float(tree['w'])) == (8, 8.0)
+
+
+def test_milestones_stay_whatever_later_sessions_call_one(tmp_path):
+    assert save_range(tmp_path, range(1, 13), keep=2, milestone_every=5) == [5, 10, 11, 12]
+    assert save_range(tmp_path, [13], keep=2, milestone_every=6) == [5, 10, 12, 13]
+    assert save_range(tmp_path, range(14, 21), keep=1, milestone_every=100) == [5, 10, 20]
+
+
+def test_a_saved_step_stays_as_it_is_but_for_the_mark(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {'w': jnp.float32(1)})
+    checkpoints.wait()
+    before = {file: file.read_bytes() for file in (tmp_path / '1').rglob('*') if file.is_file()}
+    for _ in range(2):
+        checkpoints.save(1, {'w': jnp.float32(-1)}, milestone=True)
+    assert {file: file.read_bytes() for file in before} == before
+    for step in (2, 3):
+        checkpoints.save(step, {'w': jnp.float32(step)})
+    checkpoints.save(3, {'w': jnp.float32(-1)}, milestone=False)
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 3]
 
 
 def test_leftovers_of_a_killed_save_are_removed(saved):
@@ -142,7 +165,7 @@ def test_disk_full_is_told_and_the_previous_checkpoint_is_intact(tmp_path):
     for message in messages:
         assert f'step 2 could not be written in {tmp_path}' in message
         assert 'File too large' in message
-        assert 'The checkpoint of step 1 is intact; free disk space' in message
+        assert 'The checkpoint of step 1 is intact; free disk space or quota there' in message
     checkpoints = Checkpoints(tmp_path)
     tree, step, _ = checkpoints.restore({'params': {'w': jax.ShapeDtypeStruct((200, 200), jnp.float32)}})
     checkpoints.close()
