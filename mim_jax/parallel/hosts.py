@@ -29,13 +29,6 @@ def to_global(mesh: Mesh, local_batch: dict[str, np.ndarray]) -> dict[str, jax.A
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in local_batch.items()}
 
 
-def gather(tree: Any) -> Any:
-    """Global arrays -> whole numpy arrays on every host. All hosts must call it."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
-
-
 def broadcast(value: Any) -> Any:
     """The first host's value on every host, so that decisions by the clock agree. All hosts must call it."""
     if jax.process_count() == 1:

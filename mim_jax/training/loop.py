@@ -189,13 +189,14 @@ class Session:
         return Outcome(status, done, self.loggers.journal.last_values())
 
     def _next_batch(self, batches: Iterator[dict], interrupt: Interrupt) -> dict | None:
-        """None when a signal went to the whole process group, as Ctrl-C does, and the loader's workers died of it."""
+        """None when a signal went to the whole process group, as a scheduler's may, and the loader's workers died of it."""
         try:
             with self._meter.wait():
                 return next(batches)
-        except Exception:
+        except Exception as error:
             if interrupt.requested is None:
                 raise
+            self.report(f'The loader stopped with the signal ({type(error).__name__}: {error}).')
             return None
 
     def _look_up(self, done: int, watchers: Sequence[Watcher], interrupt: Interrupt) -> None:
