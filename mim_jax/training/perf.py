@@ -11,9 +11,8 @@ from jax.extend import core
 
 # Dense bf16 peak, FLOP/s per JAX *device*; the first name found in `device_kind` counts. One device is one chip, except
 # that a TPU v3 chip is two devices (one per core) and a TPU7x chip is two (one per chiplet).
-# Sources: cloud.google.com/tpu/docs system-architecture pages (v3 123, v4 275, v5e 197, v5p 459, v6e 918, TPU7x 2307
-# TFLOP/s per chip), jax/_src/pallas/mosaic/tpu_info.py (names; v4i 137), NVIDIA H100, H200 and A100 datasheets without
-# their sparsity factor of 2.
+# Names and TPU v4 lite: jax/_src/pallas/mosaic/tpu_info.py. The other figures are the makers' published ones as remembered
+# (NVIDIA's without the sparsity factor of 2); they were not looked up again here: check yours before you quote an mfu.
 PEAK_FLOPS = {
     'TPU v3': 123e12 / 2,
     'TPU v4 lite': 137e12,
