@@ -1,0 +1,1 @@
+"""Weights in and out: other libraries' names and layouts <-> our role paths. NumPy only; nothing here runs a model."""
