@@ -76,13 +76,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class EMA:
-    """A momentum teacher: teacher <- m * teacher + (1 - m) * student after every optimizer step, m = momentum_at(step).
+    """A momentum teacher: teacher <- teacher + rate (student - teacher) after every optimizer step.
 
-    It holds exactly the parameters read through it. average_batch_stats: its BatchNorm uses the average of the student's
+    It holds exactly the parameters read through it. rate_at: step -> 1 - momentum, given so because 0.99999 has no exact
+    neighbours in fp32 (see teachers.py for schedules). average_batch_stats: its BatchNorm uses the average of the student's
     running statistics (False: the statistics of its own batch). plan: (student forward, view) -> MaskPlan | None.
     """
 
-    momentum_at: Callable[[Any], Any]
+    rate_at: Callable[[Any], Any]
     average_batch_stats: bool = True
     plan: Callable[[Forward, str], Any] | None = None
 
@@ -99,10 +100,16 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Picture:
-    """How to draw a decoder's prediction as an image. norm_pix: it predicts patches normalised by their own statistics."""
+    """How to draw a decoder's prediction as an image.
+
+    norm_pix: the statistics that its targets were normalised with, and that the picture borrows from the true patches: 'none',
+    'patch' (all P values jointly, unbiased), 'channel' (each channel of a patch alone, biased). target: forward ->
+    f[B,H,W,3], the images whose patches are predicted, where they are not the input itself (PixMIM).
+    """
 
     decoder: str
-    norm_pix: bool
+    norm_pix: Literal['none', 'patch', 'channel'] = 'none'
+    target: Callable[[Forward], Any] | None = None
 
 
 @dataclass(frozen=True)

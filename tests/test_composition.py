@@ -55,14 +55,14 @@ def tiny(recipe, *, alpha: float = 0.25):
 
         return {'': jnp.square(project(forward, 'tiny') - project(forward.teacher('tiny'), 'main')).mean()}
 
-    def momentum_at(step):
-        return 1 - 0.1 * 0.5 * (1 + jnp.cos(jnp.pi * step / recipe.config.steps))
+    def rate_at(step):
+        return 0.1 * 0.5 * (1 + jnp.cos(jnp.pi * step / recipe.config.steps))
 
     return recipe.extend(
         'tiny',
         views={'tiny': View('second', darken, block=1)},
         objectives={'tiny': Objective(context, alpha, {'projector': Projector()})},
-        teachers={'tiny': EMA(momentum_at)},
+        teachers={'tiny': EMA(rate_at)},
     )
 
 

@@ -81,7 +81,7 @@ def test_a_photometric_function_runs_once_for_student_and_teacher(recipe):
         calls.append(keys.shape)
         return pixels
 
-    more = recipe.extend('new', views={'v': View('main', photometric)}, teachers={'t': EMA(lambda step: 0.9)})
+    more = recipe.extend('new', views={'v': View('main', photometric)}, teachers={'t': EMA(lambda step: 0.1)})
     trace_forward(more, lambda f: (f.levels('v'), f.pixels('v'), f.teacher('t').levels('v'), f.images('v')))
     assert calls == [(2,)]
 
@@ -190,7 +190,7 @@ def test_creating_leaves_batch_statistics_alone(recipe):
 def test_an_ema_teacher_copies_what_is_read_through_it_and_no_more(recipe):
     """Read for hidden states: no final norm, no decoder, no heads."""
     loss = lambda f: {'': jnp.square(f.visible().mean() - f.teacher('t').hidden('encoder')[-1].mean())}  # noqa: E731
-    more = with_loss(recipe, loss).extend('t', teachers={'t': EMA(lambda step: 0.9), 'unread': EMA(lambda step: 0.9)})
+    more = with_loss(recipe, loss).extend('t', teachers={'t': EMA(lambda step: 0.1), 'unread': EMA(lambda step: 0.1)})
     params, _, teachers = jax.eval_shape(lambda key: create_parameters(more, key), jax.random.key(0))
     assert list(teachers) == ['t']
     assert list(teachers['t']['params']) == ['encoder']

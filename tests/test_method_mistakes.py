@@ -32,7 +32,7 @@ def with_loss(loss, **parts):
     ],
 )
 def test_mistakes_in_a_loss_are_named_when_the_recipe_is_built(loss, message):
-    recipe = with_loss(loss, views={'whole': View('main', block=None)}, teachers={'t': EMA(lambda step: 0.9)})
+    recipe = with_loss(loss, views={'whole': View('main', block=None)}, teachers={'t': EMA(lambda step: 0.1)})
     with pytest.raises((ValueError, KeyError), match=message):
         jax.eval_shape(lambda key: create_parameters(recipe, key), jax.random.key(0))
 

@@ -31,7 +31,7 @@ def test_mae_is_what_the_paper_says(recipe):
 
 
 def test_extend_adds_and_leaves_the_original_alone(recipe):
-    view, objective, teacher = View('second', block=1), Objective(lambda forward: {}), EMA(lambda step: 0.9)
+    view, objective, teacher = View('second', block=1), Objective(lambda forward: {}), EMA(lambda step: 0.1)
     more = recipe.extend('new', views={'new': view}, objectives={'new': objective}, teachers={'new': teacher})
     assert more.name == 'mae+new'
     assert list(more.views) == ['main', 'new']
@@ -71,9 +71,9 @@ def test_a_collision_is_refused_and_named(recipe, table, entry):
 
 
 def test_two_papers_collide_in_teachers_and_watches(recipe):
-    first = recipe.extend('a', teachers={'t': EMA(lambda step: 0.9)}, watches={'w': lambda forward: 0.0})
+    first = recipe.extend('a', teachers={'t': EMA(lambda step: 0.1)}, watches={'w': lambda forward: 0.0})
     with pytest.raises(Refused, match=r'b would overwrite t in the teachers of mae\+a'):
-        first.extend('b', teachers={'t': EMA(lambda step: 0.9)})
+        first.extend('b', teachers={'t': EMA(lambda step: 0.1)})
     with pytest.raises(Refused, match=r'b would overwrite w in the watches of mae\+a'):
         first.extend('b', watches={'w': lambda forward: 0.0})
 

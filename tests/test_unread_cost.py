@@ -37,7 +37,7 @@ def test_an_unread_teacher_and_unread_hidden_states_are_free(scan):
     unread = bare.extend(
         'unread',
         objectives={'glancing': glancing},
-        teachers={'slow': EMA(lambda step: 0.9), 'tower': Frozen(TOWER, dict, (0.5,) * 3, (0.5,) * 3)},
+        teachers={'slow': EMA(lambda step: 0.1), 'tower': Frozen(TOWER, dict, (0.5,) * 3, (0.5,) * 3)},
     )
     (flops, scratch, _), (other_flops, other_scratch, teachers) = step_cost(bare), step_cost(unread)
     assert teachers == {}
@@ -50,5 +50,5 @@ def test_the_cost_of_a_teacher_that_is_read_is_noticed():
         return {'': jnp.square(forward.latent().prefix - forward.teacher('slow').latent().prefix).mean()}
 
     bare = tiny_mae()
-    read = bare.extend('read', objectives={'read': Objective(imitate)}, teachers={'slow': EMA(lambda step: 0.9)})
+    read = bare.extend('read', objectives={'read': Objective(imitate)}, teachers={'slow': EMA(lambda step: 0.1)})
     assert step_cost(read)[0] > 1.2 * step_cost(bare)[0]

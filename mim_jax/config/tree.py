@@ -27,6 +27,7 @@ def default_config() -> ConfigDict:
     encoder.width = 768  # channels
     encoder.depth = 12  # blocks
     encoder.heads = 12  # of attention
+    encoder.positions = 'fixed'  # the method's own, or learned: a table that starts so and is trained
     encoder.drop_path = 0.0  # probability at the last block, rising linearly from 0; 0: off
     encoder.scan = False  # one compiled block looped: compiles faster, may need more memory
     encoder.remat = 'none'  # recompute activations in the backward pass: none, full, dots (keep matrix products)
@@ -38,11 +39,16 @@ def default_config() -> ConfigDict:
     optim.b2 = 0.95  # AdamW, decay of the second moment
     optim.eps = 1e-8  # AdamW, added to the root of the second moment
     optim.weight_decay = 0.05  # 0: off
-    # Spared from decay: mae (1-D, so biases and norms), simmim (also CLS), mmpretrain (biases, norms, CLS, mask token).
+    # Spared from decay: mae (1-D, so biases and norms), simmim (also positions, CLS), mmpretrain (biases, norms,
+    # positions, CLS, mask token).
     optim.decay_exclude = 'mae'
-    optim.schedule = 'cosine'  # after the warm-up: cosine to min_lr, or constant
-    optim.warmup_epochs = 40.0  # linear from 0; 0: off
+    # After the warm-up: cosine to min_lr, cosine_beit (BEiT's table: the warm-up ends one step earlier), step, constant.
+    optim.schedule = 'cosine'
+    optim.warmup_epochs = 40.0  # linear; 0: off
+    optim.warmup_lr = 0.0  # where the warm-up starts, absolute
     optim.min_lr = 0.0  # end of the cosine, absolute
+    optim.step_epochs = ()  # step: where the lr is multiplied by step_factor
+    optim.step_factor = 0.1
     optim.clip_norm = 0.0  # global gradient norm; 0: off
 
     config.data = data = ConfigDict()
@@ -96,10 +102,11 @@ def default_config() -> ConfigDict:
 
 CHOICES = {
     'dtype': ('bfloat16', 'float32'),
+    'encoder.positions': ('fixed', 'learned'),
     'encoder.remat': ('none', 'full', 'dots'),
     'optim.lr_scaling': ('none', 'linear/256', 'linear/512', 'sqrt'),
     'optim.decay_exclude': ('mae', 'simmim', 'mmpretrain'),
-    'optim.schedule': ('cosine', 'constant'),
+    'optim.schedule': ('cosine', 'cosine_beit', 'step', 'constant'),
     'data.source': ('tfds', 'folder', 'npz', 'digits', 'synthetic'),
     'data.crop': ('rrc', 'src', 'center'),
     'data.interpolation': ('bicubic', 'bilinear'),

@@ -22,7 +22,8 @@ VIT_SIZES = {  # width, depth, heads
     'h': (1280, 32, 16),
 }
 
-# The crop stays the recipe's, save for digits; mean and std are ImageNet's unless given.
+# The crop stays the recipe's, save for digits. Mean and std are ImageNet's unless given; a recipe with statistics of its
+# own (BootMAE's 0.5) keeps them.
 DATASETS: dict[str, dict[str, Any]] = {
     'imagenet': {'source': 'tfds', 'name': 'imagenet2012', 'split': 'train', 'eval_split': 'validation'},
     'cifar10': {
@@ -74,6 +75,8 @@ SMALL = {
     'dtype': 'float32',
     'optim.base_lr': 1e-3,
     'optim.lr_scaling': 'none',
+    'optim.warmup_lr': 0.0,
+    'optim.min_lr': 0.0,
     'data.threads': 2,
     'checkpoint.milestone_epochs': 0.0,
 }
@@ -121,7 +124,8 @@ def _apply_dataset(config: ConfigDict, dataset: str) -> None:
     config.image_size, config.encoder.patch_size = (32, 4) if dataset in TINY_IMAGES else (224, 16)
     if dataset in FEW_IMAGES:
         config.batch_size = min(config.batch_size, 128)
-    config.data.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD} | DATASETS[dataset])
+    own = {} if config.data.mean == IMAGENET_MEAN else {'mean': config.data.mean, 'std': config.data.std}
+    config.data.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD} | DATASETS[dataset] | own)
 
 
 def _explain_unknown(variant: str) -> str:

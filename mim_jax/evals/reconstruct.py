@@ -11,13 +11,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 GREY = 0.5
+GIVEN = (
+    'The targets were normalised per patch. Predictions are un-normalised with the true mean and deviation of each '
+    'hidden patch{each}, which the model never sees: colours and contrast here are partly given, not predicted.'
+)
 CAPTIONS = {
-    True: (
-        'The targets were normalised per patch. Predictions are un-normalised with the true mean and deviation of each '
-        'hidden patch, which the model never sees: colours and contrast here are partly given, not predicted.'
-    ),
-    False: 'Predictions are un-normalised with the mean and deviation of the data set only.',
+    'patch': GIVEN.format(each=''),
+    'channel': GIVEN.format(each=' and channel'),
+    'none': 'Predictions are un-normalised with the mean and deviation of the data set only.',
 }
+EPSILON = {'patch': 1e-6, 'channel': 1e-5}
 
 
 def cut_patches(images: np.ndarray, patch_size: int) -> np.ndarray:
@@ -40,16 +43,18 @@ def reconstruct_images(
     predictions: np.ndarray,
     masked: np.ndarray,
     patch_size: int,
-    norm_pix: bool,
+    norm_pix: str,
     mean: Sequence[float],
     std: Sequence[float],
+    target: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels f[B,H,W,3] in [0,1], predictions f[B,N,P], masked bool[B,N] -> visible, pasted, predicted f[B,H,W,3].
 
     The first result has grey in place of masked patches, `pasted` has predictions there, `predicted` everywhere.
-    Predictions are in the space of the loss: data set normalisation (`mean`, `std` per channel), then, with `norm_pix`,
-    each patch's own mean and deviation (over all its P values, unbiased variance + 1e-6, as in facebookresearch/mae
-    models_mae.py forward_loss). Raises ValueError when shapes disagree.
+    Predictions are in the space of the loss: data set normalisation (`mean`, `std` per channel), then, as `norm_pix` says,
+    the own mean and deviation of each patch of `target` (f[B,H,W,3] normalised, the images themselves if None): 'patch',
+    over all its P values, unbiased variance + 1e-6 (facebookresearch/mae models_mae.py), or 'channel', each channel
+    alone, biased variance + 1e-5 (LightDXY/BootMAE). Raises ValueError when shapes disagree.
     """
     images, predictions = np.asarray(images, np.float64), np.asarray(predictions, np.float64)
     masked = np.asarray(masked, bool)
@@ -59,9 +64,14 @@ def reconstruct_images(
             f'predictions {predictions.shape} and masked {masked.shape} do not fit images {images.shape} '
             f'cut into patches {patches.shape}'
         )
-    if norm_pix:
-        deviation = np.sqrt(patches.var(axis=-1, ddof=1, keepdims=True) + 1e-6)
-        predictions = predictions * deviation + patches.mean(axis=-1, keepdims=True)
+    if norm_pix != 'none':
+        given = patches if target is None else cut_patches(np.asarray(target, np.float64), patch_size)
+        if norm_pix == 'channel':
+            given = given.reshape(*given.shape[:2], -1, 3)
+        axes = (2,) if norm_pix == 'channel' else (-1,)
+        variance = given.var(axis=axes, ddof=int(norm_pix == 'patch'), keepdims=True)
+        values = predictions.reshape(given.shape) * np.sqrt(variance + EPSILON[norm_pix])
+        predictions = (values + given.mean(axis=axes, keepdims=True)).reshape(patches.shape)
     height, width = images.shape[1:3]
     predicted = np.clip(join_patches(predictions, patch_size, height, width) * std + mean, 0.0, 1.0)
     hidden = join_patches(np.broadcast_to(masked[..., None], patches.shape), patch_size, height, width)
@@ -73,14 +83,15 @@ def reconstruction_grid(
     predictions: np.ndarray,
     masked: np.ndarray,
     patch_size: int,
-    norm_pix: bool,
+    norm_pix: str,
     mean: Sequence[float],
     std: Sequence[float],
     path: str | Path,
     title: str = 'Reconstructions',
+    target: np.ndarray | None = None,
 ) -> None:
     """Write a PNG of `reconstruct_images`: a row per image; original, masked, reconstruction, full prediction."""
-    columns = [images, *reconstruct_images(images, predictions, masked, patch_size, norm_pix, mean, std)]
+    columns = [images, *reconstruct_images(images, predictions, masked, patch_size, norm_pix, mean, std, target)]
     names = ['original', 'what the model sees', 'hidden patches predicted', 'prediction everywhere']
     count, side = len(images), 1.9
     caption = textwrap.fill(

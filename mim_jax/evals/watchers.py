@@ -121,20 +121,24 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
     images = shown['image'][shown['weight'] > 0]
 
     @jax.jit
-    def predict(state: TrainState, frozen: Any, images: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def predict(state: TrainState, frozen: Any, images: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
         key = named_key(state.root_key, 'pictures')
         around = Surroundings(
             dict.fromkeys(recipe.crops, images), jnp.arange(len(images)), key, state.step, state.teachers, frozen
         )
         forward = Forward(recipe, Networks(recipe, state.params, state.batch_stats, key, 'evaluate'), around)
         return {
-            name: (forward.prediction(picture.decoder), forward.plan().masked)
+            name: (
+                forward.prediction(picture.decoder),
+                forward.plan().masked,
+                picture.target(forward) if picture.target else forward.images(),
+            )
             for name, picture in recipe.pictures.items()
         }
 
     def look(state: TrainState, step: int) -> dict[str, float]:
         drawn = jax.device_get(predict(state, session.frozen, images))
-        for name, (prediction, masked) in drawn.items():
+        for name, (prediction, masked, target) in drawn.items():
             reconstruction_grid(
                 images / 255.0,
                 prediction,
@@ -145,6 +149,7 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
                 recipe.std,
                 session.workdir.picture(f'{name}_step_{step:07d}'),
                 f'{recipe.name}, step {step}',
+                target,
             )
         draw_run_curves(session)
         return {}

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.errors import Refused
+from mim_jax.methods.masking import random_scores, visible_count
 from mim_jax.models.decoder import Decoder
 from mim_jax.models.neck import Last
 from mim_jax.models.vit import ViT
@@ -40,7 +41,16 @@ def mae(
     if decoder_width % decoder_heads or decoder_width % 4:
         raise Refused(f'mae.decoder_width={decoder_width} must be divisible by 4 and by decoder_heads={decoder_heads}.')
     shared = {'scan': sizes.scan, 'remat': sizes.remat, 'dtype': dtype}
-    encoder = ViT(sizes.patch_size, sizes.width, sizes.depth, sizes.heads, drop_path=sizes.drop_path, **shared)
+    encoder = ViT(
+        sizes.patch_size,
+        sizes.width,
+        sizes.depth,
+        sizes.heads,
+        (side, side),
+        learned_positions=sizes.positions == 'learned',
+        drop_path=sizes.drop_path,
+        **shared,
+    )
     decoder = Decoder(decoder_width, decoder_depth, decoder_heads, sizes.patch_size**2 * 3, (side, side), **shared)
     return Recipe(
         config=config,
@@ -51,27 +61,10 @@ def mae(
         neck={'last': Last()},
         decoders={'pixels': DecoderPart(decoder)},
         objectives={'pixels': Objective(masked_pixels('pixels', pixel_target(norm_pix_loss)), kind='reconstruct')},
-        pictures={'pixels': Picture('pixels', norm_pix_loss)},
+        pictures={'pixels': Picture('pixels', 'patch' if norm_pix_loss else 'none')},
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
     )
-
-
-def visible_count(patches: int, mask_ratio: float) -> int:
-    """V = floor(N (1 - mask_ratio)), as in facebookresearch/mae. Raises Refused when nothing would be visible or masked."""
-    visible = int(patches * (1 - mask_ratio))
-    if not 0 < visible < patches:
-        raise Refused(
-            f'a mask_ratio of {mask_ratio} leaves {visible} of {patches} patches visible; '
-            'at least one must be visible and one masked: change mask_ratio, image_size or encoder.patch_size.'
-        )
-    return visible
-
-
-def random_scores(forward: Forward, view: str) -> jax.Array:
-    """Uniform noise f32[B,N]; every view ranks the same noise, so that views of different blocks are disjoint."""
-    del view
-    return forward.uniform('mask', (forward.recipe.patches,))
 
 
 def pixel_target(normalise: bool) -> Callable[[Forward], jax.Array]:

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mim_jax.models.layers import layer_norm, make_blocks, normal_02, run_blocks, xavier
+from mim_jax.models.layers import drop_rates, layer_norm, make_blocks, normal_02, run_blocks, xavier
 from mim_jax.models.levels import Levels
 from mim_jax.parallel.activations import keep_split
 from mim_jax.tokens import MaskPlan, Tokens, gather_tokens, sincos_positions
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         embedding = gather_tokens(jnp.concatenate([tokens.patches, mask], axis=1), plan.restore)
         positions = jnp.asarray(sincos_positions(*self.grid, self.width), self.dtype)
         tokens = tokens.replace(patches=embedding + positions)
-        outputs, queries_keys = run_blocks(self.blocks, tokens.joined(), self.depth, drop_path=0.0)
+        outputs, queries_keys = run_blocks(self.blocks, tokens.joined(), drop_rates(0.0, self.depth))
         blocks = tuple(tokens.split(x) for x in outputs)
         prediction = keep_split(self.head(self.norm(blocks[-1].patches)))
         return Levels(tokens.replace(patches=embedding), blocks, queries_keys, plan=plan, prediction=prediction)

@@ -1,7 +1,8 @@
 """Transformer parts: exact GELU, attention, MLP, pre-norm block, and stacks of blocks unrolled, scanned or rematerialised."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ from flax import linen as nn
 from mim_jax.parallel.activations import keep_split
 
 Dtype = Any
+Initializer = nn.initializers.Initializer
 xavier = nn.initializers.xavier_uniform()
 normal_02 = nn.initializers.normal(0.02)
+truncated_02 = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)  # at one deviation: BEiT's descendants
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     'full': None,  # keep only the block's input
@@ -33,33 +36,91 @@ def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
     return initialise
 
 
+def xavier_of_three(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
+    """Xavier-uniform for three matrices side by side, each with the fan-out of one."""
+    limit = (6.0 / (shape[0] + shape[1] // 3)) ** 0.5
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a family of methods initialises a transformer.
+
+    linear, qkv: kernels (and the patch embedding's); patch_bias: fan-in -> its bias; rescale: the kernels that write to the
+    residual stream, in block l = 1, 2, ..., are divided by sqrt(2 l). All other biases are 0.
+    """
+
+    linear: Initializer
+    qkv: Initializer
+    cls_token: Initializer
+    mask_token: Initializer
+    patch_bias: Callable[[int], Initializer] = lambda fan_in: nn.initializers.zeros
+    rescale: bool = False
+
+
+SCHEMES = {
+    'mae': Scheme(xavier, xavier, normal_02, normal_02, fan_in_uniform),  # facebookresearch/mae models_mae.py
+    # LightDXY/BootMAE models/modeling_pretrain_bootmae.py
+    'bootmae': Scheme(xavier, xavier_of_three, nn.initializers.normal(1e-6), truncated_02),
+    # microsoft/SimMIM models/simmim.py, TencentARC/ConMIM modeling_pretrain.py
+    'beit': Scheme(truncated_02, truncated_02, truncated_02, truncated_02, rescale=True),
+}
+
+
+def residual_init(scheme: Scheme, layer: jax.Array) -> Initializer:
+    """The initialiser of a kernel that writes to the residual stream in block `layer` = 1, 2, ..., f32[]."""
+    if not scheme.rescale:
+        return scheme.linear
+
+    def initialise(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
+        return (scheme.linear(key, shape, dtype) / jnp.sqrt(2.0 * layer)).astype(dtype)
+
+    return initialise
+
+
 def layer_norm(dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm with epsilon 1e-6, statistics in fp32 by the two-pass variance (the one-pass form loses digits)."""
     return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; softmax in fp32, scale head_width^-1/2.
+    """Multi-head self-attention; softmax in fp32, scale head_width^-1/2, head_width = D // heads (rounded down).
 
-    qkv is one kernel (D, 3D), output ordered [q | k | v], each head-major, so xavier's fan-out is 3D as in timm.
+    qkv is one kernel (D, 3I), I = heads * head_width, output ordered [q | k | v], each head-major. qkv_bias: of all three
+    in one vector ('all'), or of queries and values only, q_bias and v_bias ('qv'): a key's bias changes no attention.
     """
 
     heads: int
     dtype: Dtype = jnp.float32
+    qkv_bias: Literal['all', 'qv'] = 'all'
+    scheme: str = 'mae'
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """f[B,T,D], bias added to the logits (broadcast to [B,heads,T,T]) -> f[B,T,D] and (q, k), each f[B,T,heads,D/heads]."""
+    def __call__(
+        self, x: jax.Array, bias: jax.Array | None = None, layer: jax.Array | float = 1.0
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """f[B,T,D], bias added to the logits (broadcast to [B,heads,T,T]) -> f[B,T,D] and (q, k), each f[B,T,heads,I/heads].
+
+        layer: the block's number from 1, f32[]; only initialisation reads it.
+        """
         b, length, width = x.shape
-        packed = nn.Dense(3 * width, kernel_init=xavier, dtype=self.dtype, name='qkv')(x)
-        queries, keys, values = jnp.moveaxis(packed.reshape(b, length, 3, self.heads, width // self.heads), 2, 0)
+        scheme, head_width = SCHEMES[self.scheme], width // self.heads
+        inner = self.heads * head_width
+        packed = nn.Dense(
+            3 * inner, use_bias=self.qkv_bias == 'all', kernel_init=scheme.qkv, dtype=self.dtype, name='qkv'
+        )(x)
+        if self.qkv_bias == 'qv':
+            q_bias, v_bias = (self.param(name, nn.initializers.zeros, (inner,)) for name in ('q_bias', 'v_bias'))
+            packed = packed + jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(packed.dtype)
+        queries, keys, values = jnp.moveaxis(packed.reshape(b, length, 3, self.heads, head_width), 2, 0)
         logits = jnp.einsum('bqhd,bkhd->bhqk', queries, keys, preferred_element_type=jnp.float32)
-        logits = logits * (width // self.heads) ** -0.5
+        logits = logits * head_width**-0.5
         if bias is not None:
             logits = logits + bias
         weights = jax.nn.softmax(logits).astype(self.dtype)
-        mixed = jnp.einsum('bhqk,bkhd->bqhd', weights, values).reshape(b, length, width)
-        return nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name='out')(mixed), (queries, keys)
+        mixed = jnp.einsum('bhqk,bkhd->bqhd', weights, values).reshape(b, length, inner)
+        out = nn.Dense(width, kernel_init=residual_init(scheme, layer), dtype=self.dtype, name='out')(mixed)
+        return out, (queries, keys)
 
 
 class Mlp(nn.Module):
@@ -67,11 +128,14 @@ class Mlp(nn.Module):
 
     hidden: int
     dtype: Dtype = jnp.float32
+    scheme: str = 'mae'
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = gelu(nn.Dense(self.hidden, kernel_init=xavier, dtype=self.dtype, name='fc1')(x))
-        return nn.Dense(x.shape[-1], kernel_init=xavier, dtype=self.dtype, name='fc2')(y)
+    def __call__(self, x: jax.Array, layer: jax.Array | float = 1.0) -> jax.Array:
+        """f[B,T,D] -> f[B,T,D]; layer as in Attention."""
+        scheme = SCHEMES[self.scheme]
+        y = gelu(nn.Dense(self.hidden, kernel_init=scheme.linear, dtype=self.dtype, name='fc1')(x))
+        return nn.Dense(x.shape[-1], kernel_init=residual_init(scheme, layer), dtype=self.dtype, name='fc2')(y)
 
 
 class Block(nn.Module):
@@ -85,16 +149,20 @@ class Block(nn.Module):
     mlp_ratio: float = 4.0
     layer_scale: float | None = None
     dtype: Dtype = jnp.float32
+    qkv_bias: Literal['all', 'qv'] = 'all'
+    scheme: str = 'mae'
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, drop_rate: jax.Array, bias: jax.Array | None = None
+        self, x: jax.Array, drop_rate: jax.Array, layer: jax.Array | float = 1.0, bias: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
-        """f[B,T,D], drop rate f32[], bias -> output and (the same output as a scan's record, (q, k))."""
+        """f[B,T,D], drop rate f32[], number of the block f32[], bias -> output, (the same as a scan's record, (q, k))."""
         x = keep_split(x)
-        y, queries_keys = Attention(self.heads, self.dtype, name='attn')(layer_norm(self.dtype, 'norm1')(x), bias)
+        attention = Attention(self.heads, self.dtype, self.qkv_bias, self.scheme, name='attn')
+        y, queries_keys = attention(layer_norm(self.dtype, 'norm1')(x), bias, layer)
         x = x + self._drop(self._scale('gamma_1', y), drop_rate)
-        y = Mlp(int(self.mlp_ratio * x.shape[-1]), self.dtype, name='mlp')(layer_norm(self.dtype, 'norm2')(x))
+        mlp = Mlp(int(self.mlp_ratio * x.shape[-1]), self.dtype, self.scheme, name='mlp')
+        y = mlp(layer_norm(self.dtype, 'norm2')(x), layer)
         x = keep_split(x + self._drop(self._scale('gamma_2', y), drop_rate))
         return x, (x, queries_keys)
 
@@ -112,7 +180,7 @@ class Block(nn.Module):
 
 
 def make_blocks(depth: int, scan: bool, remat: str, **block: Any) -> list[nn.Module] | nn.Module:
-    """`depth` blocks to assign to `self.blocks` in a module's setup.
+    """`depth` blocks (Block with these fields) to assign to `self.blocks` in a module's setup.
 
     A list named block_00 ... , or with `scan` one module whose parameters are stacked along a leading depth axis (one
     compiled body: quick to compile). remat: 'none' or a key of REMAT_POLICIES.
@@ -126,23 +194,29 @@ def make_blocks(depth: int, scan: bool, remat: str, **block: Any) -> list[nn.Mod
         kind,
         variable_axes={'params': 0},
         split_rngs={'params': True, 'drop_path': True},
-        in_axes=(0, nn.broadcast),
+        in_axes=(0, 0, nn.broadcast),
         length=depth,
     )
     return scanned(**block)
 
 
+def drop_rates(rate: float, depth: int) -> jax.Array:
+    """f32[depth]: drop-path's probability of every block, rising linearly from 0 to `rate` at the last."""
+    return jnp.linspace(0.0, rate, depth)
+
+
 def run_blocks(
-    blocks: Sequence[nn.Module] | nn.Module, x: jax.Array, depth: int, drop_path: float, bias: jax.Array | None = None
+    blocks: Sequence[nn.Module] | nn.Module, x: jax.Array, rates: jax.Array, bias: jax.Array | None = None
 ) -> tuple[tuple[jax.Array, ...], tuple[tuple[jax.Array, jax.Array], ...]]:
-    """f[B,T,D] -> every block's output and (q, k); drop-path ramps linearly from 0 at block 0 to `drop_path` at the last."""
-    rates = jnp.linspace(0.0, drop_path, depth)
+    """f[B,T,D], drop-path rates f32[depth], bias of all blocks' attention -> every block's output and (q, k)."""
+    depth = len(rates)
+    layers = jnp.arange(1.0, depth + 1.0)
     if isinstance(blocks, nn.Module):
-        _, (outputs, (queries, keys)) = blocks(x, rates, bias)
+        _, (outputs, (queries, keys)) = blocks(x, rates, layers, bias)
         return tuple(outputs[i] for i in range(depth)), tuple((queries[i], keys[i]) for i in range(depth))
     outputs, queries_keys = [], []
-    for block, rate in zip(blocks, rates, strict=True):
-        x, (_, pair) = block(x, rate, bias)
+    for block, rate, layer in zip(blocks, rates, layers, strict=True):
+        x, (_, pair) = block(x, rate, layer, bias)
         outputs.append(x)
         queries_keys.append(pair)
     return tuple(outputs), tuple(queries_keys)

@@ -9,7 +9,7 @@ True in a mask means masked (hidden from the encoder).
 
 from mim_jax.tokens.masking import MaskPlan, plan_from_scores
 from mim_jax.tokens.patches import normalise_patches, patch_statistics, patchify, unpatchify
-from mim_jax.tokens.positions import sincos_positions
+from mim_jax.tokens.positions import relative_index, sincos_positions
 from mim_jax.tokens.sequence import Tokens, gather_tokens
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     'patch_statistics',
     'patchify',
     'plan_from_scores',
+    'relative_index',
     'sincos_positions',
     'unpatchify',
 ]

@@ -1,4 +1,4 @@
-"""Fixed sine-cosine positions: constants of the program, never parameters, so nothing can train or decay them."""
+"""Positions: sine-cosine tables, which are constants of the program unless a model trains them, and relative offsets."""
 
 import functools
 
@@ -23,3 +23,20 @@ def sincos_positions(rows: int, columns: int, width: int, row_first: bool = Fals
     table = table.astype(np.float32)
     table.setflags(write=False)
     return table
+
+
+@functools.cache
+def relative_index(rows: int, columns: int) -> np.ndarray:
+    """i32[1+N,1+N]: for each query and key, CLS first, the row of a table of (2 rows - 1)(2 columns - 1) + 3 biases.
+
+    Patch to patch: (2 columns - 1) * (row_q - row_k + rows - 1) + column_q - column_k + columns - 1. The last three rows
+    are CLS to patch, patch to CLS, CLS to CLS. Source: microsoft/SimMIM models/vision_transformer.py.
+    """
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    offsets = (2 * columns - 1) * (row[:, None] - row + rows - 1) + column[:, None] - column + columns - 1
+    special = (2 * rows - 1) * (2 * columns - 1)
+    index = np.empty((rows * columns + 1,) * 2, np.int32)
+    index[1:, 1:] = offsets
+    index[0, :], index[:, 0], index[0, 0] = special, special + 1, special + 2
+    index.setflags(write=False)
+    return index

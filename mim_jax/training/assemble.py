@@ -89,8 +89,16 @@ class Program:
 def make_program(recipe: Recipe, mesh: Mesh) -> Program:
     """Schedule, optimizer, shardings, teachers, step, all as the recipe's config says."""
     config, optim = recipe.config, recipe.config.optim
-    warmup = optim.warmup_epochs * config.steps_per_epoch
-    rate_at = learning_rate(optim.schedule, peak_lr(config), optim.min_lr, warmup, config.steps)
+    rate_at = learning_rate(
+        optim.schedule,
+        peak_lr(config),
+        optim.min_lr,
+        optim.warmup_epochs * config.steps_per_epoch,
+        config.steps,
+        optim.warmup_lr,
+        tuple(epoch * config.steps_per_epoch for epoch in optim.step_epochs),
+        optim.step_factor,
+    )
     optimizer = make_optimizer(optim, rate_at)
     abstract = abstract_state(recipe, optimizer, mesh)
     frozen = load_frozen(recipe)

@@ -15,8 +15,11 @@ from mim_jax.parallel.rules import path_of
 # Which parameters weight decay leaves alone: (one-dimensional ones?, pattern over the parameter path). design/methods 12.
 DECAY_EXCLUDE: dict[str, tuple[bool, str]] = {
     'mae': (True, r'/bias$'),  # facebookresearch/mae, MCMAE, LUT: CLS and mask tokens *are* decayed
-    'mmpretrain': (False, r'/(bias|scale|cls_token|mask_token)$'),  # MFF, PixMIM: a one-dimensional logit is decayed
-    'simmim': (True, r'/(bias|cls_token)$'),  # SimMIM, BootMAE, ConMIM: mask tokens are decayed
+    'mmpretrain': (
+        False,
+        r'/(bias|scale|pos_embed|cls_token|mask_token)$',
+    ),  # MFF, PixMIM: a one-dimensional logit is decayed
+    'simmim': (True, r'/(bias|pos_embed|cls_token)$'),  # SimMIM, BootMAE, ConMIM: mask tokens are decayed
 }
 
 
@@ -33,19 +36,33 @@ def decay_mask(params: Any, exclude: str) -> Any:
 
 
 def learning_rate(
-    schedule: str, peak: float, minimum: float, warmup_steps: float, total_steps: int
+    schedule: str,
+    peak: float,
+    minimum: float,
+    warmup_steps: float,
+    total_steps: int,
+    start: float = 0.0,
+    milestones: tuple[float, ...] = (),
+    factor: float = 0.1,
 ) -> Callable[[Any], jax.Array]:
-    """step -> f32[]. Linear warm-up from 0 to `peak` over `warmup_steps` (may be fractional), then the schedule.
+    """step -> f32[]. Linear warm-up from `start` to `peak` over `warmup_steps` (may be fractional), then the schedule.
 
     'cosine': half a cosine from peak to minimum over the rest (facebookresearch/mae util/lr_sched.py, per iteration);
-    'constant': peak.
+    'cosine_beit': the same from a table of whole steps whose warm-up has reached the peak at its last step, one earlier
+    (cosine_scheduler in utils.py of LightDXY/BootMAE and TencentARC/ConMIM); 'step': peak times `factor` for each of the
+    `milestones`, in steps, that has been reached (microsoft/SimMIM lr_scheduler.py); 'constant': peak.
     """
+    if schedule == 'cosine_beit':
+        warmup_steps = round(warmup_steps)
+    rise = warmup_steps - (schedule == 'cosine_beit')
 
     def rate_at(step: Any) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        warm = peak * step / max(warmup_steps, 1e-9)
+        warm = start + (peak - start) * step / max(rise, 1e-9)
         if schedule == 'constant':
             rest = jnp.full((), peak, jnp.float32)
+        elif schedule == 'step':
+            rest = peak * factor ** jnp.sum(step >= jnp.asarray(milestones, jnp.float32))
         else:
             progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1e-9), 0.0, 1.0)
             rest = minimum + (peak - minimum) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))

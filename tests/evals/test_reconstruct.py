@@ -27,10 +27,14 @@ def masked():
 def make_targets(images, norm_pix):
     """The targets as the objectives make them, by mim_jax.tokens."""
     patches = patchify(jnp.asarray((images - np.array(MEAN)) / np.array(STD)), PATCH)
-    return np.asarray(normalise_patches(patches) if norm_pix else patches)
+    if norm_pix == 'channel':
+        values = np.asarray(patches, np.float64).reshape(*patches.shape[:2], -1, 3)
+        normal = (values - values.mean(2, keepdims=True)) / np.sqrt(values.var(2, keepdims=True) + 1e-5)
+        return normal.reshape(patches.shape)
+    return np.asarray(normalise_patches(patches) if norm_pix == 'patch' else patches)
 
 
-@pytest.mark.parametrize('norm_pix', [True, False])
+@pytest.mark.parametrize('norm_pix', ['patch', 'channel', 'none'])
 def test_true_targets_reproduce_the_image(images, masked, norm_pix):
     targets = make_targets(images, norm_pix)
     visible, pasted, predicted = reconstruct.reconstruct_images(images, targets, masked, PATCH, norm_pix, MEAN, STD)
@@ -39,11 +43,21 @@ def test_true_targets_reproduce_the_image(images, masked, norm_pix):
     assert np.abs(visible - images).max() > 0.3
 
 
+def test_statistics_come_from_the_images_that_were_predicted(images, masked):
+    """PixMIM predicts filtered images: their patches, not the input's, un-normalise the prediction."""
+    other = np.clip(images**2 + 0.1, 0, 1)
+    target = (other - np.array(MEAN)) / np.array(STD)
+    found = reconstruct.reconstruct_images(
+        images, make_targets(other, 'patch'), masked, PATCH, 'patch', MEAN, STD, target
+    )
+    assert np.abs(found[2] - other).max() < 1e-5
+
+
 def test_patches_land_where_they_belong(images, masked):
     predictions = np.zeros((3, 12, 48))
     predictions[0, 6] = 1e9  # row 1, column 2 of the 3 x 4 grid; clipped to white
     masked[0] = np.arange(12) == 6
-    visible, pasted, predicted = reconstruct.reconstruct_images(images, predictions, masked, PATCH, False, MEAN, STD)
+    visible, pasted, predicted = reconstruct.reconstruct_images(images, predictions, masked, PATCH, 'none', MEAN, STD)
     inside = np.zeros((12, 16), bool)
     inside[4:8, 8:12] = True
     assert (pasted[0][inside] == 1.0).all()
@@ -54,15 +68,15 @@ def test_patches_land_where_they_belong(images, masked):
 
 def test_wrong_shapes_are_refused(images, masked):
     with pytest.raises(ValueError, match='do not fit'):
-        reconstruct.reconstruct_images(images, np.zeros((3, 9, 48)), masked, PATCH, True, MEAN, STD)
+        reconstruct.reconstruct_images(images, np.zeros((3, 9, 48)), masked, PATCH, 'patch', MEAN, STD)
 
 
 def test_caption_admits_the_true_statistics():
-    assert 'true mean and deviation of each hidden patch, which the model never sees' in reconstruct.CAPTIONS[True]
-    assert 'data set only' in reconstruct.CAPTIONS[False]
+    assert 'true mean and deviation of each hidden patch, which the model never sees' in reconstruct.CAPTIONS['patch']
+    assert 'data set only' in reconstruct.CAPTIONS['none']
 
 
-@pytest.mark.parametrize('norm_pix', [True, False])
+@pytest.mark.parametrize('norm_pix', ['patch', 'channel', 'none'])
 def test_the_grid_is_drawn_with_its_caption(images, masked, tmp_path, monkeypatch, norm_pix):
     captions = []
     original = reconstruct.Figure.supxlabel

@@ -9,7 +9,16 @@ import pytest
 from flax import linen as nn
 from tiny_runs import random_parameters
 
-from mim_jax.models.layers import Attention, Block, fan_in_uniform, gelu, layer_norm, make_blocks, run_blocks
+from mim_jax.models.layers import (
+    Attention,
+    Block,
+    drop_rates,
+    fan_in_uniform,
+    gelu,
+    layer_norm,
+    make_blocks,
+    run_blocks,
+)
 from mim_jax.models.levels import Levels
 from mim_jax.parallel.rules import path_of
 
@@ -28,7 +37,7 @@ class Stack(nn.Module):
         self.blocks = make_blocks(self.depth, self.scan, self.remat, heads=2)
 
     def __call__(self, x):
-        return run_blocks(self.blocks, x, self.depth, self.drop_path)[0]
+        return run_blocks(self.blocks, x, drop_rates(self.drop_path, self.depth))[0]
 
 
 def test_gelu_is_exact_in_value_and_gradient():

@@ -176,3 +176,23 @@ def test_presets_follow_their_sources():
 
 def test_every_preset_a_config_may_name_exists():
     assert set(CHOICES['optim.decay_exclude']) <= set(DECAY_EXCLUDE)
+
+
+def beit_table(base, final, total, warmup, start):
+    """BEiT's table of learning rates, by its formula: linspace includes the peak, the cosine starts at it again."""
+    warm = [start + (base - start) * i / (warmup - 1) for i in range(warmup)]
+    rest = [
+        final + 0.5 * (base - final) * (1 + math.cos(math.pi * i / (total - warmup))) for i in range(total - warmup)
+    ]
+    return warm + rest
+
+
+def test_cosine_beit_is_the_released_table():
+    rate = learning_rate('cosine_beit', 2e-3, 1e-4, 5.0, 40, start=1e-6)
+    np.testing.assert_allclose([rate(i) for i in range(40)], beit_table(2e-3, 1e-4, 40, 5, 1e-6), rtol=1e-5)
+
+
+def test_step_schedule_multiplies_at_each_milestone():
+    rate = learning_rate('step', 1.0, 0.0, 4.0, 100, start=0.2, milestones=(50.0, 80.0), factor=0.1)
+    found = [float(rate(i)) for i in (0, 2, 4, 49, 50, 79, 80, 99)]
+    np.testing.assert_allclose(found, [0.2, 0.6, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)

@@ -34,7 +34,7 @@ def recipe():
         return {'': jnp.square(project(forward) - project(forward.teacher('slow'))).mean()}
 
     return tiny_mae().extend(
-        'new', objectives={'new': Objective(loss, heads={'head': Head()})}, teachers={'slow': EMA(lambda step: 0.9)}
+        'new', objectives={'new': Objective(loss, heads={'head': Head()})}, teachers={'slow': EMA(lambda step: 0.1)}
     )
 
 
