@@ -26,7 +26,7 @@ from mim_jax.command import (
 from mim_jax.config import difference, peak_lr
 from mim_jax.data.cache import cache_source
 from mim_jax.data.sources import open_source
-from mim_jax.evals.watchers import check_probes, draw_run_curves, make_watchers
+from mim_jax.evals.watchers import check_pool, check_probes, draw_run_curves, make_watchers
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.training.assemble import assemble, make_loader, make_program
 from mim_jax.training.loggers import write_summary
@@ -65,6 +65,7 @@ def train(config: Any, reference: Any, workdir: Workdir) -> int:
     try:
         with explain_shortages():
             recipe, source = assemble(config)
+            check_pool(recipe)
             watching = config.probe.every_epochs or config.pictures.every_epochs
             test = None
             if watching:

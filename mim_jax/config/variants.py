@@ -22,6 +22,13 @@ VIT_SIZES = {  # width, depth, heads
     'h': (1280, 32, 16),
 }
 
+CVIT_SIZES = {  # MCMAE's encoder: width, depth, heads of its transformer, widths of its convolution stages (2 blocks each)
+    's': (384, 11, 6, (128, 256)),
+    'b': (768, 11, 12, (256, 384)),
+    'l': (1024, 23, 16, (384, 768)),
+    'h': (1280, 31, 16, (768, 1024)),
+}
+
 # The crop stays the recipe's, save for digits. Mean and std are ImageNet's unless given; a recipe with statistics of its
 # own (BootMAE's 0.5) keeps them.
 DATASETS: dict[str, dict[str, Any]] = {
@@ -43,6 +50,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     'folder': {'source': 'folder', 'name': '', 'split': 'train', 'eval_split': 'val'},  # and --config.data.dir=ROOT
     'synthetic': {'source': 'synthetic', 'name': '', 'split': 'train', 'eval_split': 'test'},  # to time the step alone
 }
+MODEL = r'(?:vit_([tsblh])|cvit_([sblh]))([1-9]\d*)'  # a size of either kind, and a patch size
 TINY_IMAGES = ('cifar10', 'digits')  # 32 pixels, patches of 4; the others 224 and 16
 FEW_IMAGES = ('imagenet_sample', 'digits')  # batches of at most 128
 
@@ -80,7 +88,10 @@ SMALL = {
     'data.threads': 2,
     'checkpoint.milestone_epochs': 0.0,
 }
-SMALL_DECODER = {'decoder_width': 64, 'decoder_depth': 2, 'decoder_heads': 4}  # where a method's section has them
+SMALL_HEADS = {  # where a method's section has them
+    **{'decoder_width': 64, 'decoder_depth': 2, 'decoder_heads': 4, 'projector_width': 128, 'projector_output': 64},
+    'stage_widths': (32, 48),
+}
 
 
 def apply_variants(config: ConfigDict, variants: str) -> ConfigDict:
@@ -91,7 +102,7 @@ def apply_variants(config: ConfigDict, variants: str) -> ConfigDict:
     model = dataset = scale = ''
     for variant in filter(None, (part.strip() for part in variants.split(','))):
         taken = ''
-        if re.fullmatch(r'vit_[tsblh][1-9]\d*', variant):
+        if re.fullmatch(MODEL, variant):
             taken, model = model, variant
         elif variant in DATASETS:
             taken, dataset = dataset, variant
@@ -109,15 +120,29 @@ def apply_variants(config: ConfigDict, variants: str) -> ConfigDict:
         if scale == 'smoke' and dataset != 'digits':
             config.optim.warmup_epochs = 0.0  # 20 steps are a small part of an epoch here, shorter than any warm-up
     if model:
-        config.encoder.width, config.encoder.depth, config.encoder.heads = VIT_SIZES[model[4]]
-        config.encoder.patch_size = int(model[5:])
+        _apply_model(config, model)
     return config
+
+
+def _apply_model(config: ConfigDict, model: str) -> None:
+    vit, cvit, patch_size = re.fullmatch(MODEL, model).groups()
+    if ('mcmae' in config) != bool(cvit):
+        raise ConfigError(
+            f"Variant '{model}': MCMAE has an encoder of its own, with sizes cvit_{{{','.join(CVIT_SIZES)}}}PATCH, such as "
+            "cvit_s16; the other methods' are vit_s16 and so on."
+        )
+    if cvit:
+        *sizes, config.mcmae.stage_widths = CVIT_SIZES[cvit]
+    else:
+        sizes = VIT_SIZES[vit]
+    config.encoder.width, config.encoder.depth, config.encoder.heads = sizes
+    config.encoder.patch_size = int(patch_size)
 
 
 def _apply_scale(config: ConfigDict, scale: str) -> None:
     config.update_from_flattened_dict(SMALL | SCALES[scale])
     for name in set(config) - set(default_config()):  # sections of methods
-        config[name].update({key: value for key, value in SMALL_DECODER.items() if key in config[name]})
+        config[name].update({key: value for key, value in SMALL_HEADS.items() if key in config[name]})
 
 
 def _apply_dataset(config: ConfigDict, dataset: str) -> None:
@@ -129,6 +154,10 @@ def _apply_dataset(config: ConfigDict, dataset: str) -> None:
 
 
 def _explain_unknown(variant: str) -> str:
-    names = [*(f'vit_{size}16' for size in VIT_SIZES), *DATASETS, *SCALES]
-    listed = f'vit_{{{",".join(VIT_SIZES)}}}PATCH (such as vit_s16), {", ".join([*DATASETS, *SCALES])}'
+    models = [*(f'vit_{size}16' for size in VIT_SIZES), *(f'cvit_{size}16' for size in CVIT_SIZES)]
+    names = [*models, *DATASETS, *SCALES]
+    listed = (
+        f'vit_{{{",".join(VIT_SIZES)}}}PATCH (such as vit_s16; cvit_{{{",".join(CVIT_SIZES)}}}PATCH for MCMAE), '
+        f'{", ".join([*DATASETS, *SCALES])}'
+    )
     return f"There is no variant '{variant}'.{suggest(variant, names)} There are: {listed}."

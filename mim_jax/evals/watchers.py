@@ -12,7 +12,7 @@ import numpy as np
 from mim_jax.data.augment import Crop
 from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source
-from mim_jax.errors import DataError
+from mim_jax.errors import ConfigError, DataError
 from mim_jax.evals.features import extract_features
 from mim_jax.evals.knn import knn_accuracy
 from mim_jax.evals.reconstruct import reconstruction_grid
@@ -104,6 +104,13 @@ def check_probes(config: Any, train: Source, test: Source) -> None:
             f'Probes need labelled splits with the same classes, but {config.data.split} has {train.num_classes} and '
             f'{config.data.eval_split} {test.num_classes}; set probe.every_epochs=0, or other splits.'
         )
+
+
+def check_pool(recipe: Recipe) -> None:
+    """Raise ConfigError when probes are to read a CLS token and the encoder has none."""
+    probe = recipe.config.probe
+    if probe.every_epochs and probe.pool == 'cls' and not recipe.encoder.cls:
+        raise ConfigError(f'The encoder of {recipe.name} has no CLS token to probe; set probe.pool=mean.')
 
 
 def own_rows(images: np.ndarray) -> np.ndarray:

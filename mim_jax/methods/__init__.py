@@ -7,10 +7,22 @@ import jax
 
 from mim_jax.config import bind_method, steps_per_epoch, total_steps
 from mim_jax.forward import create_parameters
+from mim_jax.methods.bootmae import bootmae
+from mim_jax.methods.conmim import conmim
 from mim_jax.methods.mae import mae
+from mim_jax.methods.mcmae import mcmae
+from mim_jax.methods.pixmim import pixmim
+from mim_jax.methods.simmim import simmim
 from mim_jax.recipe import Recipe
 
-BASES: dict[str, Callable[..., Recipe]] = {'mae': mae}  # Config -> Recipe
+BASES: dict[str, Callable[..., Recipe]] = {  # Config -> Recipe
+    'mae': mae,
+    'simmim': simmim,
+    'pixmim': pixmim,
+    'bootmae': bootmae,
+    'conmim': conmim,
+    'mcmae': mcmae,
+}
 PAPERS: dict[str, Callable[..., Recipe]] = {}  # Recipe -> Recipe
 
 

@@ -7,20 +7,24 @@ Shapes legend, used in every docstring of the project:
 True in a mask means masked (hidden from the encoder).
 """
 
+from mim_jax.tokens.blocks import check_blocks, sample_blocks
 from mim_jax.tokens.masking import MaskPlan, plan_from_scores
-from mim_jax.tokens.patches import normalise_patches, patch_statistics, patchify, unpatchify
+from mim_jax.tokens.patches import normalise_channels, normalise_patches, patch_statistics, patchify, unpatchify
 from mim_jax.tokens.positions import relative_index, sincos_positions
 from mim_jax.tokens.sequence import Tokens, gather_tokens
 
 __all__ = [
     'MaskPlan',
     'Tokens',
+    'check_blocks',
     'gather_tokens',
+    'normalise_channels',
     'normalise_patches',
     'patch_statistics',
     'patchify',
     'plan_from_scores',
     'relative_index',
+    'sample_blocks',
     'sincos_positions',
     'unpatchify',
 ]

@@ -1,10 +1,11 @@
-"""Images to patches and back, and the per-patch normalisation of MAE's target."""
+"""Images to patches and back, and the normalisations of targets: per patch (MAE), per patch and channel (BootMAE)."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
 EPSILON = 1e-6
+CHANNEL_EPSILON = 1e-5
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -44,3 +45,13 @@ def normalise_patches(patches: jax.Array) -> jax.Array:
     """f[B,N,P] -> f32[B,N,P]: every patch with its own mean removed and divided by its own deviation."""
     mean, deviation = patch_statistics(patches)
     return (patches.astype(jnp.float32) - mean) / deviation
+
+
+def normalise_channels(patches: jax.Array) -> jax.Array:
+    """f[B,N,P] -> f32[B,N,P]: each of the 3 channels of a patch with its own mean and deviation.
+
+    The variance is the *biased* one; deviation = sqrt(variance + 1e-5). Source: LightDXY/BootMAE run_pretraining.py.
+    """
+    values = patches.astype(jnp.float32).reshape(*patches.shape[:2], -1, 3)
+    mean, variance = values.mean(axis=2, keepdims=True), values.var(axis=2, keepdims=True)
+    return ((values - mean) / jnp.sqrt(variance + CHANNEL_EPSILON)).reshape(patches.shape)

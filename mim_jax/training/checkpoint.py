@@ -175,26 +175,36 @@ class _NewestAndMilestones:
         return [i >= old or _is_milestone(self.directory / str(saved.step)) for i, saved in enumerate(checkpoints)]
 
 
-def read_params(directory: str, step: int | None = None) -> tuple[dict, dict]:
-    """The 'params' of a checkpoint (the newest, or that of `step`) as nested numpy arrays, checked; and its extra.
+def read_arrays(
+    directory: str, step: int | None = None, parts: Sequence[str] = ('params',)
+) -> tuple[dict[str, np.ndarray], int, dict]:
+    """({path: array}, step, extra) of a checkpoint, the newest or that of `step`; arrays are in host memory, and checked.
 
-    Reads nothing else and writes nothing, so it may run beside training. Raises CheckpointError.
+    parts: which of 'params', 'batch_stats', 'teachers' and 'opt_state'; the paths begin with them. Reads nothing else and
+    writes nothing, so it may run beside training. Raises CheckpointError.
     """
     silence_orbax()
     root = epath.Path(directory)
     steps = _steps(root) if root.is_dir() else []
     if not steps or step not in (None, *steps):
         raise CheckpointError(f'No checkpoint{"" if step is None else f" of step {step}"} in {root}; it has {steps}.')
-    path = root / str(steps[-1] if step is None else step)
+    step = steps[-1] if step is None else step
+    path = root / str(step)
     try:
         entries, extra = _read_seal(path)
-        entries = {name: entry for name, entry in entries.items() if name.startswith('params/')}
+        entries = {name: entry for name, entry in entries.items() if name.partition('/')[0] in parts}
         item = _nest({name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype, _) in entries.items()})
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         arrays = _read_arrays(path, ocp.args.PyTreeRestore(item, restore_args=plain, partial_restore=True))
         check_arrays(entries, arrays)
     except Damaged as damage:
         raise CheckpointError(f'Checkpoint {path} is damaged: {damage}. Ask for another step of {steps}.') from damage
+    return arrays, step, extra
+
+
+def read_params(directory: str, step: int | None = None) -> tuple[dict, dict]:
+    """The 'params' of a checkpoint as nested numpy arrays, and its extra; see `read_arrays`."""
+    arrays, _, extra = read_arrays(directory, step)
     return _nest(arrays)['params'], extra
 
 

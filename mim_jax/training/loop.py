@@ -121,6 +121,7 @@ class Session:
     def _restore(self) -> tuple[TrainState, float, bool]:
         """The state, wall seconds spent before, and whether the watchers still owe a look at it."""
         restored = self.checkpoints.restore(to_tree(self.program.abstract))
+        self._untrained = restored is None  # with imported weights a run is restored at step 0, and is not
         if restored is None:
             self.report(f'Starting {self.recipe.name} at step 0 of {self.total}.')
             return self.program.init(), 0.0, False
@@ -131,9 +132,12 @@ class Session:
         self.loader.bad_images.update(extra['bad_images'])
         return from_tree(tree, self.program.abstract.replace(root_key=key)), extra['wall_seconds'], extra['owed']
 
-    def _check_dataset(self, before: str, step: int) -> None:
-        """The order of the data is a function of the dataset: with another one, the run would be another run."""
-        if before != self.loader.dataset:
+    def _check_dataset(self, before: str | None, step: int) -> None:
+        """The order of the data is a function of the dataset: with another one, the run would be another run.
+
+        None: of a run that has seen no data yet, because it begins with imported weights.
+        """
+        if before not in (None, self.loader.dataset):
             raise WorkdirError(
                 f'{self.workdir.path} is at step {step} of a run on {before}, but the dataset is now {self.loader.dataset}. '
                 'Put back the images it began with, or use another --workdir.'
@@ -158,7 +162,7 @@ class Session:
         wanted = [w for w in watchers if w.untrained and w.period]
         if not wanted or any(key.startswith('untrained/') for key in self.loggers.journal.last_values()):
             return
-        state = self.state if int(self.state.step) == 0 else self.program.untrained()
+        state = self.state if self._untrained else self.program.untrained()
         for watcher in wanted:
             values = {key.replace('probe/', 'untrained/'): v for key, v in watcher.look(state, 0).items()}
             self._journal(0, values)

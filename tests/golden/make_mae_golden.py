@@ -1,4 +1,4 @@
-"""Writes mae_*.npz beside this file from transformers' ViTMAE. Needs torch, not jax.
+"""Writes mae_*.npz beside this file from transformers' ViTMAE. Needs torch.
 
 Keys, with torch's parameter names: images, noise, weights/<name> (float16, exact), shown and prediction (some patches),
 masked, restore, positions/<name>; per setting 'norm' (norm_pix_loss on) and 'plain': <setting>/loss,
@@ -18,7 +18,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / 'parity')]
 
 from mae_cases import GOLDEN, STEPS, Case, make_inputs  # noqa: E402
 from vitmae_reference import build_reference, run_reference, weights_of  # noqa: E402
-from vitmae_weights import VITMAE  # noqa: E402
+
+from mim_jax.interop.mae import VITMAE  # noqa: E402
 
 SHOWN = 12_000  # at most as many predicted values are kept per image
 
@@ -35,7 +36,7 @@ def make_golden(case: Case, seed: int) -> dict[str, np.ndarray]:
         shown = found['shown'][::every]
         stored |= {'shown': shown, 'prediction': found['prediction'][:, shown]}  # the same in both settings
         stored |= {'masked': found['masked'], 'restore': found['restore'].astype(np.uint8)}
-        stored |= {f'positions/{name}': table for name, table in zip(VITMAE.fixed, found['positions'], strict=True)}
+        stored |= {f'positions/{name}': table for name, table in zip(VITMAE.constants, found['positions'], strict=True)}
         stored |= {f'weights/{name}': value.astype(np.float16) for name, value in weights.items()}
         stored[f'{setting}/loss'] = found['loss']
         stored |= {f'{setting}/gradients/{name}': value for name, value in found['gradients'].items()}

@@ -5,10 +5,12 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
+from layouts import rename_all
 from mae_cases import MEAN, REAL, STD, TOLERANCE, Case, check, make_inputs
 from mae_ours import fill_tree, run_ours
-from vitmae_weights import TIMM, VITMAE, import_weights
 
+from mim_jax.interop.mae import VITMAE
+from mim_jax.interop.timm import TIMM_VIT
 from mim_jax.models.vit import ViT
 from mim_jax.tokens import sincos_positions
 
@@ -33,10 +35,10 @@ def test_agrees_with_transformers(size, setting, seed):
     case, norm_pix_loss = REAL[size], setting == 'norm'
     images, noise = make_inputs(case, seed)
     model = build_reference(case, norm_pix_loss, seed)
-    weights = import_weights(weights_of(model), VITMAE)
+    weights = rename_all(weights_of(model), VITMAE)
     reference = run_reference(model, images, noise)
-    reference['gradients'] = import_weights(reference['gradients'], VITMAE)
-    reference['after'] = {steps: import_weights(after, VITMAE) for steps, after in reference['after'].items()}
+    reference['gradients'] = rename_all(reference['gradients'], VITMAE)
+    reference['after'] = {steps: rename_all(after, VITMAE) for steps, after in reference['after'].items()}
     check(run_ours(case, norm_pix_loss, images, noise, weights), reference, LIVE_TOLERANCE)
 
 
@@ -57,7 +59,7 @@ def test_whole_images_agree_with_timm():
     encoder = ViT(case.patch_size, case.width, case.depth, case.heads)
     like = jax.eval_shape(encoder.init, jax.random.key(0), images)['params']
     state = {name: value.numpy() for name, value in model.state_dict().items()}
-    arrays = {path.removeprefix('encoder/'): value for path, value in import_weights(state, TIMM).items()}
+    arrays = {path.removeprefix('encoder/'): value for path, value in rename_all(state, TIMM_VIT).items()}
     tokens = jax.jit(encoder.apply)({'params': fill_tree(like, arrays)}, images)
     difference = np.abs(np.asarray(tokens.joined()) - expected).max()
     print(f'features {difference:.1e}, largest {np.abs(expected).max():.1f}')

@@ -1,4 +1,4 @@
-"""transformers' ViTMAEForPreTraining as the reference: fp32, eager attention, random weights. Needs torch; no jax."""
+"""transformers' ViTMAEForPreTraining as the reference: fp32, eager attention, random weights. Needs torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from layouts import rename_all
 from mae_cases import ADAMW, MEAN, STD, STEPS, Case, settled
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
-from vitmae_weights import VITMAE, export_weights, import_weights
+
+from mim_jax.interop.layout import to_theirs
+from mim_jax.interop.mae import VITMAE
 
 Arrays = dict[str, np.ndarray]
 
@@ -69,7 +72,7 @@ def run_reference(model: ViTMAEForPreTraining, images: np.ndarray, noise: np.nda
     pixels = ((torch.from_numpy(images).float() / 255.0 - mean) / std).permute(0, 3, 1, 2).contiguous()
     noise = torch.from_numpy(noise)
     optimizer = make_adamw(model)
-    found: dict[str, Any] = {'positions': [positions_of(model, name) for name in VITMAE.fixed], 'after': {}}
+    found: dict[str, Any] = {'positions': [positions_of(model, name) for name in VITMAE.constants], 'after': {}}
     history: list[Arrays] = []
     for step in range(1, max(STEPS) + 1):
         output = model(pixels, noise=noise)
@@ -97,8 +100,8 @@ def run_reference(model: ViTMAEForPreTraining, images: np.ndarray, noise: np.nda
 
 def settled_by_name(history: list[Arrays]) -> dict[str, np.ndarray]:
     """Where each parameter is settled, judged in our packing: a key's bias by the scale of its query's and value's."""
-    packed = [import_weights(gradients, VITMAE) for gradients in history]
-    return export_weights({path: settled([g[path] for g in packed]) for path in packed[0]}, VITMAE)
+    packed = [rename_all(gradients, VITMAE) for gradients in history]
+    return to_theirs({path: settled([g[path] for g in packed]) for path in packed[0]}, VITMAE)
 
 
 def make_adamw(model: ViTMAEForPreTraining) -> torch.optim.AdamW:

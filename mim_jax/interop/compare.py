@@ -1,0 +1,116 @@
+"""Did the weights arrive? Features of the encoder on real images, ours twice, or ours beside another library's."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import traverse_util
+
+from mim_jax.data.augment import Crop
+from mim_jax.data.images import decode
+from mim_jax.data.sources import open_source
+from mim_jax.errors import DataError
+from mim_jax.interop.files import write_safetensors
+from mim_jax.interop.formats import Format, library_formats
+from mim_jax.interop.hf import hf_config, hf_features
+from mim_jax.interop.layout import Arrays
+from mim_jax.interop.mae import VITMAE, VITMAE_HUB
+from mim_jax.interop.timm import timm_features
+from mim_jax.interop.transfer import MASK_TOKEN, export_arrays
+from mim_jax.recipe import Recipe
+
+SCANS = 2
+NOT_COMPARED = 'not compared'
+
+
+def load_images(recipe: Recipe, path: Path | None = None) -> tuple[np.ndarray, str]:
+    """(f32[B,S,S,3], normalised as the recipe wants them; what they are): one file, or the first embedded scans."""
+    config = recipe.config
+    crop = Crop('center', config.image_size, config.data.interpolation)
+    if path is None:
+        scans = open_source(ml_collections.ConfigDict({'source': 'digits', 'name': '', 'dir': ''}), 'test')
+        images, name = [decode(scans[i].image, scans[i].name) for i in range(SCANS)], f'{SCANS} embedded scans'
+    elif not path.is_file():
+        raise DataError(f'There is no image {path}; name another with --image, or leave it out for an embedded one.')
+    else:
+        images, name = [decode(path.read_bytes(), str(path))], str(path)
+    # A scan as large as the images is itself, a smaller one is enlarged.
+    pixels = np.stack([crop(image, np.random.default_rng(0)) for image in images]).astype(np.float32) / 255
+    return ((pixels - np.asarray(recipe.mean)) / np.asarray(recipe.std)).astype(np.float32), name
+
+
+def encoder_features(recipe: Recipe, arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+    """f32[B,C+N,D]: whole images f32[B,S,S,3] through encoder and final norm, from unstacked {path: array}, in fp32."""
+    encoder = recipe.encoder.clone(scan=False, remat='none', dtype=jnp.float32)
+    if encoder.mask_tokens:  # nothing is masked here, and the token may not have come along
+        encoder = encoder.clone(mask_tokens=False)
+    own = {path.removeprefix('encoder/'): a for path, a in arrays.items() if path.startswith('encoder/')}
+    params = traverse_util.unflatten_dict(own, sep='/')
+
+    def run(params: Any, images: jax.Array) -> jax.Array:
+        def encode(module: Any, x: jax.Array) -> jax.Array:
+            return module.finish(module.levels(x, None).last).joined()
+
+        return encoder.apply({'params': params}, images, method=encode)
+
+    with jax.default_matmul_precision('highest'):
+        return np.asarray(jax.jit(run)(params, images))
+
+
+def describe_difference(found: np.ndarray, expected: np.ndarray) -> str:
+    """'features differ by at most 1.2e-06 (largest 3.4)'."""
+    return f'features differ by at most {np.abs(found - expected).max():.1e} (largest {np.abs(expected).max():.2g})'
+
+
+def library_difference(run: Callable[[], tuple[str, np.ndarray]], expected: np.ndarray, library: str) -> str:
+    """A line on the library's own features; or that it cannot be imported here, and why."""
+    try:
+        version, found = run()
+    except ImportError as error:
+        return f'{NOT_COMPARED} with {library} ({error})'
+    return f'{version}: {describe_difference(found, expected)}'
+
+
+def compare_exported(recipe: Recipe, library: str, path: Path, images: np.ndarray, expected: np.ndarray) -> str:
+    """An exported file or folder, opened by the library it is for."""
+    run = {'timm': lambda: timm_features(recipe, path, images), 'hf': lambda: hf_features(path, images)}[library]
+    return library_difference(run, expected, library)
+
+
+def compare_imported(
+    recipe: Recipe,
+    form: Format,
+    state: Mapping[str, np.ndarray],
+    arrays: Arrays,
+    images: np.ndarray,
+    expected: np.ndarray,
+) -> str | None:
+    """A file's own arrays, given to transformers or timm where that has this encoder under these names; None elsewhere.
+
+    Many released encoders are timm's, but for an 'encoder.' before their names.
+    """
+    library = 'hf' if form.name == 'hf' else 'timm'
+    target = form if library == 'hf' else next((f for f in library_formats(recipe) if f.name == library), None)
+    if target is None:
+        return None
+    taken = {p: a for p, a in arrays.items() if library == 'hf' or (p.startswith('encoder/') and p != MASK_TOKEN)}
+    named = {name.removeprefix('encoder.'): array for name, array in state.items()} if library == 'timm' else state
+    needed = export_arrays(taken, target, recipe)[0].keys()
+    if not needed <= named.keys():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'model.safetensors'
+        write_safetensors(path, {name: named[name] for name in needed}, {'format': 'pt'})
+        if library == 'timm':
+            return compare_exported(recipe, library, path, images, expected)
+        config = hf_config(recipe, full=form.layout in (VITMAE, VITMAE_HUB))
+        (path.parent / 'config.json').write_text(json.dumps(config))
+        return compare_exported(recipe, library, path.parent, images, expected)

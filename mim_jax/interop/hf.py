@@ -1,0 +1,180 @@
+"""transformers' ViTModel, BeitModel and ViTMAEForPreTraining: names of their arrays, and the folder that they open.
+
+Files are written under the names of the hub, which every version of transformers reads; those of version 5 are read too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mim_jax.interop.layout import PATCHES, Entry, Layout, linear, norm
+from mim_jax.interop.timm import encoder_positions
+from mim_jax.recipe import Recipe
+
+RESAMPLING = {'bilinear': 2, 'bicubic': 3}  # Pillow's numbers
+
+
+def hf_ends(prefix: str = '') -> tuple[Entry, ...]:
+    """What is not in the blocks."""
+    return (
+        *linear('encoder/patch_embed', f'{prefix}embeddings.patch_embeddings.projection', form=PATCHES),
+        Entry('encoder/cls_token', f'{prefix}embeddings.cls_token'),
+        *norm('encoder/norm', f'{prefix}layernorm'),
+    )
+
+
+def hf_blocks(ours: str, theirs: str, hub: bool, beit: bool = False) -> tuple[Entry, ...]:
+    """A stack of layers, `theirs`.0 ...; beit: keys have no bias, and both branches a LayerScale."""
+    ours, theirs = f'{ours}/block_{{i}}', f'{theirs}.{{i}}'
+    inside = ('attention.attention.query', 'attention.attention.key', 'attention.attention.value')
+    out, fc1, fc2 = 'attention.output.dense', 'intermediate.dense', 'output.dense'
+    if not hub:
+        inside = ('attention.q_proj', 'attention.k_proj', 'attention.v_proj')
+        out, fc1, fc2 = 'attention.o_proj', 'mlp.fc1', 'mlp.fc2'
+    query, _, value = packed = tuple(f'{theirs}.{name}' for name in inside)
+    scaled = (
+        Entry(f'{ours}/attn/q_bias', f'{query}.bias'),
+        Entry(f'{ours}/attn/v_bias', f'{value}.bias'),
+        Entry(f'{ours}/gamma_1', f'{theirs}.lambda_1'),
+        Entry(f'{ours}/gamma_2', f'{theirs}.lambda_2'),
+    )
+    return (
+        *norm(f'{ours}/norm1', f'{theirs}.layernorm_before'),
+        *linear(f'{ours}/attn/qkv', *packed, bias=not beit),
+        *(scaled if beit else ()),
+        *linear(f'{ours}/attn/out', f'{theirs}.{out}'),
+        *norm(f'{ours}/norm2', f'{theirs}.layernorm_after'),
+        *linear(f'{ours}/mlp/fc1', f'{theirs}.{fc1}'),
+        *linear(f'{ours}/mlp/fc2', f'{theirs}.{fc2}'),
+    )
+
+
+HEADS = {r'(pooler|classifier)\..*': 'a head on top', r'embeddings\.mask_token': 'unused there'}
+
+
+def hf_vit(hub: bool) -> Layout:
+    """ViTModel without its pooler."""
+    return Layout(
+        name=f'transformers ViT, names of {"the hub" if hub else "version 5"}',
+        entries=(*hf_ends(), *hf_blocks('encoder', 'encoder.layer' if hub else 'layers', hub)),
+        constants={'embeddings.position_embeddings': encoder_positions},
+        ignored=HEADS,
+    )
+
+
+def hf_beit(hub: bool) -> Layout:
+    """BeitModel(use_shared_relative_position_bias, no absolute positions, no mean pooling)."""
+    table = ('encoder.relative_position_bias' if hub else 'shared_position_bias') + '.relative_position_bias_table'
+    return Layout(
+        name=f'transformers Beit, names of {"the hub" if hub else "version 5"}',
+        entries=(
+            *hf_ends(),
+            Entry('encoder/relative_bias_table', table),
+            *hf_blocks('encoder', 'encoder.layer' if hub else 'layers', hub, beit=True),
+        ),
+        ignored={**HEADS, r'.*relative_position_index': 'an index table, computed here'},
+    )
+
+
+VIT, VIT_HUB = hf_vit(hub=False), hf_vit(hub=True)
+BEIT, BEIT_HUB = hf_beit(hub=False), hf_beit(hub=True)
+
+
+def hf_class(recipe: Recipe, full: bool) -> str:
+    """The class that opens the folder."""
+    return 'ViTMAEForPreTraining' if full else 'BeitModel' if recipe.encoder.relative_bias else 'ViTModel'
+
+
+def hf_config(recipe: Recipe, full: bool) -> dict[str, Any]:
+    """config.json of the encoder, or with `full` of a whole ViTMAE."""
+    encoder, name = recipe.encoder, hf_class(recipe, full)
+    config = {
+        'architectures': [name],
+        'model_type': {'ViTMAEForPreTraining': 'vit_mae', 'BeitModel': 'beit', 'ViTModel': 'vit'}[name],
+        'image_size': recipe.config.image_size,
+        'patch_size': encoder.patch_size,
+        'num_channels': 3,
+        'hidden_size': encoder.width,
+        'num_hidden_layers': encoder.depth,
+        'num_attention_heads': encoder.heads,
+        'intermediate_size': int(encoder.mlp_ratio * encoder.width),
+        'hidden_act': 'gelu',
+        'hidden_dropout_prob': 0.0,
+        'attention_probs_dropout_prob': 0.0,
+        'layer_norm_eps': 1e-6,  # the default there is 1e-12
+        'qkv_bias': True,
+    }
+    if name == 'BeitModel':
+        return config | {
+            'use_absolute_position_embeddings': False,
+            'use_relative_position_bias': False,
+            'use_shared_relative_position_bias': True,
+            'use_mean_pooling': False,  # with it, the final norm is left out
+            'layer_scale_init_value': encoder.layer_scale,
+            'drop_path_rate': 0.0,
+        }
+    if full:
+        decoder, method = recipe.module('decoder/pixels'), recipe.config[recipe.papers[0]]
+        config |= {
+            'decoder_hidden_size': decoder.width,
+            'decoder_num_hidden_layers': decoder.depth,
+            'decoder_num_attention_heads': decoder.heads,
+            'decoder_intermediate_size': int(decoder.mlp_ratio * decoder.width),
+            'mask_ratio': method.mask_ratio,
+            'norm_pix_loss': method.norm_pix_loss,
+        }
+    return config
+
+
+def hf_preprocessor(recipe: Recipe) -> dict[str, Any]:
+    """preprocessor_config.json: the run's image size, mean and deviation."""
+    side = recipe.config.image_size
+    return {
+        'image_processor_type': 'ViTImageProcessor',
+        'do_resize': True,
+        'size': {'height': side, 'width': side},
+        'resample': RESAMPLING[recipe.config.data.interpolation],
+        'do_rescale': True,
+        'rescale_factor': 1 / 255,
+        'do_normalize': True,
+        'image_mean': list(recipe.mean),
+        'image_std': list(recipe.std),
+    }
+
+
+def hf_line(recipe: Recipe, full: bool, folder: Any) -> str:
+    """The Python line that opens the folder without a warning."""
+    name = hf_class(recipe, full)
+    pooler = '' if full else ', add_pooling_layer=False'
+    return f'transformers.{name}.from_pretrained({str(folder)!r}{pooler})'
+
+
+def hf_features(folder: Path, images: np.ndarray) -> tuple[str, np.ndarray]:
+    """(version, f32[B,1+N,D]): what transformers makes of normalised images f32[B,S,S,3], after the final norm.
+
+    Raises ImportError where it is not installed, RuntimeError where it does not take every array, or wants others.
+    """
+    import torch
+    import transformers
+
+    name = json.loads((folder / 'config.json').read_text())['architectures'][0]
+    options = {} if name == 'ViTMAEForPreTraining' else {'add_pooling_layer': False}
+    kind = getattr(transformers, name)
+    model, told = kind.from_pretrained(folder, output_loading_info=True, **options)
+    if wrong := {key: names for key, names in told.items() if names}:
+        raise RuntimeError(f'{name} does not open {folder} completely: {wrong}')
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    model = model.eval()
+    with torch.no_grad():
+        if name == 'ViTMAEForPreTraining':  # every patch visible, in its own order
+            model.vit.config.mask_ratio = 0.0
+            patches = (images.shape[1] // model.config.patch_size) ** 2
+            order = torch.arange(patches, dtype=torch.float32).expand(len(images), -1)
+            output = model.vit(pixels, noise=order)
+        else:
+            output = model(pixels)
+    return f'transformers {transformers.__version__}', output.last_hidden_state.numpy()

@@ -1,0 +1,121 @@
+"""timm's VisionTransformer and Beit: names of their arrays, and how to build them.
+
+A VisionTransformer holds the encoders of MAE, PixMIM and BootMAE (its key bias is zero where we have none), a Beit with one
+shared table of relative biases those of SimMIM and ConMIM.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mim_jax.interop.layout import PATCHES, Entry, Layout, linear, norm
+from mim_jax.recipe import Recipe
+from mim_jax.tokens import sincos_positions
+
+
+def timm_blocks(ours: str, theirs: str) -> tuple[Entry, ...]:
+    """A stack of timm blocks, `theirs`.0 ..., without the biases of queries, keys and values."""
+    ours, theirs = f'{ours}/block_{{i}}', f'{theirs}.{{i}}'
+    return (
+        *norm(f'{ours}/norm1', f'{theirs}.norm1'),
+        *linear(f'{ours}/attn/qkv', f'{theirs}.attn.qkv', bias=False),
+        *linear(f'{ours}/attn/out', f'{theirs}.attn.proj'),
+        *norm(f'{ours}/norm2', f'{theirs}.norm2'),
+        *linear(f'{ours}/mlp/fc1', f'{theirs}.mlp.fc1'),
+        *linear(f'{ours}/mlp/fc2', f'{theirs}.mlp.fc2'),
+    )
+
+
+def packed_bias(ours: str, theirs: str) -> Entry:
+    """The biases of queries, keys and values of a stack, in one vector."""
+    return Entry(f'{ours}/block_{{i}}/attn/qkv/bias', f'{theirs}.{{i}}.attn.qkv.bias')
+
+
+def encoder_positions(recipe: Recipe) -> np.ndarray:
+    """f32[1,1+N,D]: the fixed table of the encoder with a row of zeros for CLS, where it has one."""
+    encoder = recipe.encoder
+    table = sincos_positions(*recipe.grid, encoder.width, row_first=encoder.positions == 'sincos_rows')
+    return np.concatenate([np.zeros((int(encoder.cls), encoder.width), np.float32), table])[None]
+
+
+ENDS = (
+    *linear('encoder/patch_embed', 'patch_embed.proj', form=PATCHES),
+    Entry('encoder/cls_token', 'cls_token'),
+    *norm('encoder/norm', 'norm'),
+)
+CLASSIFIERS = {r'(head|fc_norm|head_drop)\..*': 'part of a classifier'}
+
+TIMM_VIT = Layout(  # timm 1, VisionTransformer(num_classes=0).state_dict()
+    name='timm VisionTransformer',
+    entries=(*ENDS, *timm_blocks('encoder', 'blocks'), packed_bias('encoder', 'blocks')),
+    constants={'pos_embed': encoder_positions},
+    ignored=CLASSIFIERS,
+)
+
+TIMM_BEIT = Layout(  # timm 1, Beit(use_abs_pos_emb=False, use_shared_rel_pos_bias=True, init_values=...).state_dict()
+    name='timm Beit',
+    entries=(
+        *ENDS,
+        Entry('encoder/relative_bias_table', 'rel_pos_bias.relative_position_bias_table'),
+        *timm_blocks('encoder', 'blocks'),
+        *(
+            Entry(f'encoder/block_{{i}}/{ours}', f'blocks.{{i}}.{theirs}')
+            for ours, theirs in {
+                'attn/q_bias': 'attn.q_bias',
+                'attn/v_bias': 'attn.v_bias',
+                'gamma_1': 'gamma_1',
+                'gamma_2': 'gamma_2',
+            }.items()
+        ),
+    ),
+    ignored={
+        **CLASSIFIERS,
+        r'.*relative_position_index': 'an index table, computed here',
+        'mask_token': 'unused there',
+    },
+)
+
+
+def timm_model(recipe: Recipe) -> tuple[str, dict[str, Any]]:
+    """timm.create_model's name and keyword arguments for the encoder of a recipe that `TIMM_VIT` or `TIMM_BEIT` holds."""
+    encoder = recipe.encoder
+    sizes = {
+        'img_size': recipe.config.image_size,
+        'patch_size': encoder.patch_size,
+        'embed_dim': encoder.width,
+        'depth': encoder.depth,
+        'num_heads': encoder.heads,
+        'num_classes': 0,
+    }
+    if not encoder.relative_bias:
+        return 'vit_base_patch16_224', sizes
+    beit = {'use_rel_pos_bias': False, 'use_shared_rel_pos_bias': True, 'init_values': encoder.layer_scale}
+    return 'beit_base_patch16_224', {
+        **sizes,
+        **beit,
+        'global_pool': 'token',
+    }  # pooled means would do without the last norm
+
+
+def timm_line(recipe: Recipe, path: Any) -> str:
+    """The Python line that opens an exported file, strictly."""
+    name, arguments = timm_model(recipe)
+    listed = ', '.join(f'{key}={value!r}' for key, value in arguments.items())
+    return f'timm.create_model({name!r}, {listed}, checkpoint_path={str(path)!r})'
+
+
+def timm_features(recipe: Recipe, path: Any, images: np.ndarray) -> tuple[str, np.ndarray]:
+    """(version, f32[B,1+N,D]): what timm makes of normalised images f32[B,S,S,3] with an exported file, after the final norm.
+
+    Raises ImportError where timm is not installed, RuntimeError where it does not take every array.
+    """
+    import timm
+    import torch
+
+    name, arguments = timm_model(recipe)
+    model = timm.create_model(name, **arguments, checkpoint_path=str(path)).eval()
+    with torch.no_grad():
+        features = model.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    return f'timm {timm.__version__}', features

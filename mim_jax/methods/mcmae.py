@@ -1,0 +1,87 @@
+"""MCMAE: masked convolution meets masked autoencoders (Gao et al., NeurIPS 2022; called ConvMAE before).
+
+MAE with a hierarchical encoder: two stages of convolution blocks, at a quarter and an eighth of the image's side, before
+the transformer. The mask is drawn on the transformer's patches and enlarged to the stages (block-wise masking); there it
+multiplies what the 5 x 5 depth-wise convolutions read, so nothing hidden leaks. The stages' outputs, each through
+one linear layer, are added to the transformer's (multi-scale fusion) before the final norm. Decoder, target and loss are MAE's.
+
+Source: Alpha-VL/ConvMAE (models_convmae.py, vision_transformer.py). Where we chose otherwise:
+- Masked patches are left out of the stages, not computed and thrown away; the same numbers at visible patches.
+- The released pre-training has no drop-path; encoder.drop_path ramps over all blocks as its fine-tuning does.
+- Only CViT-B's code is released; other sizes are a reading of the paper (design/ambiguities 27).
+- Any image size; released: 224. Patches of p pixels: convolutions of stride p/4, 2 and 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from mim_jax.errors import Refused
+from mim_jax.methods.mae import masked_pixels, pixel_target
+from mim_jax.methods.masking import random_scores, visible_count
+from mim_jax.models.conv_vit import ConvViT
+from mim_jax.models.decoder import Decoder
+from mim_jax.models.neck import Last
+from mim_jax.models.stages import AddStages
+from mim_jax.recipe import DecoderPart, Masking, Objective, Picture, Recipe, View
+
+
+def mcmae(
+    config: Any,
+    *,
+    mask_ratio: float = 0.75,
+    norm_pix_loss: bool = True,
+    stage_widths: tuple = (256, 384),
+    stage_depths: tuple = (2, 2),
+    decoder_width: int = 512,
+    decoder_depth: int = 8,
+    decoder_heads: int = 16,
+) -> Recipe:
+    """The base recipe; config.encoder's width, depth and heads are the transformer stage's.
+
+    mask_ratio: share of patches hidden, in (0,1); norm_pix_loss: per-patch normalised targets; stage_widths, stage_depths:
+    channels and blocks of the two convolution stages.
+    """
+    sizes, dtype = config.encoder, jnp.dtype(config.dtype)
+    side = config.image_size // sizes.patch_size
+    visible = visible_count(side * side, mask_ratio)
+    if sizes.patch_size % 4:
+        raise Refused(
+            f'encoder.patch_size={sizes.patch_size} must be divisible by 4: mcmae halves it twice for its convolution stages.'
+        )
+    for name, values in {'stage_widths': stage_widths, 'stage_depths': stage_depths}.items():
+        if len(values) != 2 or min(values) < 1:
+            raise Refused(f'mcmae.{name}={values} must be two numbers of at least 1, one for each convolution stage.')
+    if decoder_width % decoder_heads or decoder_width % 4:
+        raise Refused(
+            f'mcmae.decoder_width={decoder_width} must be divisible by 4 and by decoder_heads={decoder_heads}.'
+        )
+    shared = {'scan': sizes.scan, 'remat': sizes.remat, 'dtype': dtype}
+    encoder = ConvViT(
+        sizes.patch_size,
+        sizes.width,
+        sizes.depth,
+        sizes.heads,
+        (side, side),
+        stage_widths,
+        stage_depths,
+        learned_positions=sizes.positions == 'learned',
+        drop_path=sizes.drop_path,
+        **shared,
+    )
+    decoder = Decoder(decoder_width, decoder_depth, decoder_heads, sizes.patch_size**2 * 3, (side, side), **shared)
+    return Recipe(
+        config=config,
+        papers=('mcmae',),
+        encoder=encoder,
+        masking=Masking(random_scores, visible),
+        views={'main': View(crop='main')},
+        neck={'last': Last(), 'stages': AddStages(dtype)},
+        decoders={'pixels': DecoderPart(decoder)},
+        objectives={'pixels': Objective(masked_pixels('pixels', pixel_target(norm_pix_loss)), kind='reconstruct')},
+        pictures={'pixels': Picture('pixels', 'patch' if norm_pix_loss else 'none')},
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+    )
