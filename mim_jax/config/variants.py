@@ -90,7 +90,7 @@ SMALL = {
 }
 SMALL_HEADS = {  # where a method's section has them
     **{'decoder_width': 64, 'decoder_depth': 2, 'decoder_heads': 4, 'projector_width': 128, 'projector_output': 64},
-    'stage_widths': (32, 48),
+    **{'stage_widths': (32, 48), 'stage_depths': (1, 1)},
 }
 
 
@@ -133,6 +133,7 @@ def _apply_model(config: ConfigDict, model: str) -> None:
         )
     if cvit:
         *sizes, config.mcmae.stage_widths = CVIT_SIZES[cvit]
+        config.mcmae.stage_depths = (2, 2)
     else:
         sizes = VIT_SIZES[vit]
     config.encoder.width, config.encoder.depth, config.encoder.heads = sizes

@@ -22,7 +22,7 @@ class Account:
         reasons: dict[str, list[str]] = {}
         for name, why in self.skipped.items():
             reasons.setdefault(why, []).append(name)
-        missing = [f'{", ".join(collapse(self.missing))}: kept as initialised'] if self.missing else []
+        missing = [f'{count_roles(self.missing)} (whole parts): kept as initialised'] if self.missing else []
         return [
             f'loaded      {len(self.loaded)} arrays: {count_roles(self.loaded)}',
             *(f'recomputed  {line}' for line in self.recomputed),

@@ -164,6 +164,7 @@ def hf_features(folder: Path, images: np.ndarray) -> tuple[str, np.ndarray]:
     name = json.loads((folder / 'config.json').read_text())['architectures'][0]
     options = {} if name == 'ViTMAEForPreTraining' else {'add_pooling_layer': False}
     kind = getattr(transformers, name)
+    transformers.utils.logging.disable_progress_bar()
     model, told = kind.from_pretrained(folder, output_loading_info=True, **options)
     if wrong := {key: names for key, names in told.items() if names}:
         raise RuntimeError(f'{name} does not open {folder} completely: {wrong}')

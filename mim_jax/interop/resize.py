@@ -81,6 +81,6 @@ def square_grid(entries: int) -> tuple[int, int] | None:
 
 
 def square_relative_grid(entries: int) -> tuple[int, int] | None:
-    """(side, side) of a relative-bias table with so many rows; None when it is not of a square grid."""
+    """(side, side), 2 or more, of a relative-bias table with so many rows; None when it is not of a square grid."""
     span = math.isqrt(max(entries - SPECIAL, 0))
-    return ((span + 1) // 2,) * 2 if span * span == entries - SPECIAL and span % 2 else None
+    return ((span + 1) // 2,) * 2 if span * span == entries - SPECIAL and span % 2 and span > 1 else None

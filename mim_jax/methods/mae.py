@@ -39,7 +39,9 @@ def mae(
     side = config.image_size // sizes.patch_size
     visible = visible_count(side * side, mask_ratio)
     if decoder_width % decoder_heads or decoder_width % 4:
-        raise Refused(f'mae.decoder_width={decoder_width} must be divisible by 4 and by decoder_heads={decoder_heads}.')
+        raise Refused(
+            f'{config.base}.decoder_width={decoder_width} must be divisible by 4 and by decoder_heads={decoder_heads}.'
+        )
     shared = {'scan': sizes.scan, 'remat': sizes.remat, 'dtype': dtype}
     encoder = ViT(
         sizes.patch_size,

@@ -10,6 +10,7 @@ from mim_jax.models.depthwise import DepthwiseConv
 from mim_jax.models.layers import (
     REMAT_POLICIES,
     Initializer,
+    drop_path,
     drop_rates,
     fan_in_uniform,
     gelu,
@@ -52,7 +53,7 @@ class StageEmbed(nn.Module):
 class ConvBlock(nn.Module):
     """x + conv2(depthwise 5x5(visible * conv1(norm x))), then x + MLP(norm x), all but the depth-wise one pointwise.
 
-    Drop-path as in layers.Block. Source: Alpha-VL/ConvMAE vision_transformer.py (CBlock).
+    Source: Alpha-VL/ConvMAE vision_transformer.py (CBlock).
     """
 
     mlp_ratio: float = 4.0
@@ -66,16 +67,10 @@ class ConvBlock(nn.Module):
         y = convolution(width, width, self.dtype, 'conv1')(stage_norm(self.dtype, 'norm1')(x))
         y = places.collect(DepthwiseConv(5, name='depthwise')(places.spread(y)))
         y = convolution(width, width, self.dtype, 'conv2')(y)
-        x = x + self._drop(y, drop_rate)
+        x = x + drop_path(self, y, drop_rate)
         y = gelu(convolution(hidden, width, self.dtype, 'fc1')(stage_norm(self.dtype, 'norm2')(x)))
         y = convolution(width, hidden, self.dtype, 'fc2')(y)
-        return keep_split(x + self._drop(y, drop_rate))
-
-    def _drop(self, y: jax.Array, drop_rate: jax.Array) -> jax.Array:
-        if not self.has_rng('drop_path'):
-            return y
-        draws = jax.random.uniform(self.make_rng('drop_path'), (y.shape[0], 1, 1))
-        return jnp.where(draws < drop_rate, 0.0, y / (1.0 - drop_rate)).astype(y.dtype)
+        return keep_split(x + drop_path(self, y, drop_rate))
 
 
 class ConvStage(nn.Module):

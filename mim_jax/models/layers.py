@@ -138,12 +138,19 @@ class Mlp(nn.Module):
         return nn.Dense(x.shape[-1], kernel_init=residual_init(scheme, layer), dtype=self.dtype, name='fc2')(y)
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block with optional LayerScale and drop-path.
+def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array) -> jax.Array:
+    """f[B,T,D], rate f32[] -> the branch, dropped whole for some samples and divided by its keep probability for the others.
 
-    Drop-path drops a whole branch for a whole sample and divides a kept branch by its keep probability; it acts only
-    when the caller gives the 'drop_path' random stream, that is, in training.
+    It acts only when the caller of `module` gives the 'drop_path' random stream, that is, in training.
     """
+    if not module.has_rng('drop_path'):
+        return branch
+    draws = jax.random.uniform(module.make_rng('drop_path'), (branch.shape[0], 1, 1))
+    return jnp.where(draws < rate, 0.0, branch / (1.0 - rate)).astype(branch.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with optional LayerScale and drop-path."""
 
     heads: int
     mlp_ratio: float = 4.0
@@ -160,10 +167,10 @@ class Block(nn.Module):
         x = keep_split(x)
         attention = Attention(self.heads, self.dtype, self.qkv_bias, self.scheme, name='attn')
         y, queries_keys = attention(layer_norm(self.dtype, 'norm1')(x), bias, layer)
-        x = x + self._drop(self._scale('gamma_1', y), drop_rate)
+        x = x + drop_path(self, self._scale('gamma_1', y), drop_rate)
         mlp = Mlp(int(self.mlp_ratio * x.shape[-1]), self.dtype, self.scheme, name='mlp')
         y = mlp(layer_norm(self.dtype, 'norm2')(x), layer)
-        x = keep_split(x + self._drop(self._scale('gamma_2', y), drop_rate))
+        x = keep_split(x + drop_path(self, self._scale('gamma_2', y), drop_rate))
         return x, (x, queries_keys)
 
     def _scale(self, name: str, y: jax.Array) -> jax.Array:
@@ -171,12 +178,6 @@ class Block(nn.Module):
             return y
         gamma = self.param(name, nn.initializers.constant(self.layer_scale), (y.shape[-1],))
         return y * gamma.astype(y.dtype)
-
-    def _drop(self, y: jax.Array, drop_rate: jax.Array) -> jax.Array:
-        if not self.has_rng('drop_path'):
-            return y
-        draws = jax.random.uniform(self.make_rng('drop_path'), (y.shape[0], 1, 1))
-        return jnp.where(draws < drop_rate, 0.0, y / (1.0 - drop_rate)).astype(y.dtype)
 
 
 def make_blocks(depth: int, scan: bool, remat: str, **block: Any) -> list[nn.Module] | nn.Module:

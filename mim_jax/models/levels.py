@@ -15,8 +15,8 @@ class Levels:
 
     embedding: Tokens before positions are added (layer 0 of MTO); blocks: Tokens after every block, raw residual
     stream; queries_keys: per block (q, k), each f[B,T,heads,head_width]; attention_bias: what was added to the logits, or
-    None; maps: named feature maps of convolutional stages f[B,h,w,c]; plan: the MaskPlan that was applied, or None;
-    prediction: f[B,N,P], decoders only.
+    None; maps: convolution stages by name, f[B,V,n,C], the n cells of each visible patch row by row; plan: the MaskPlan
+    that was applied, or None; prediction: f[B,N,P], decoders only.
     """
 
     embedding: Tokens

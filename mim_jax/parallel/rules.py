@@ -40,6 +40,7 @@ RULES = (
     Rule(r'(^|/)(bias|scale|cls_token|mask_token)$', PartitionSpec()),
     Rule(r'(^|/)(attn/qkv|mlp/fc1)/kernel$', PartitionSpec('fsdp', None)),
     Rule(r'(^|/)(attn/out|mlp/fc2)/kernel$', PartitionSpec(None, 'fsdp')),
+    Rule(r'(^|/)depthwise/kernel$', PartitionSpec(), optional=True),
     Rule('.*', AUTO, optional=True),
 )
 
