@@ -59,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     arrays, notes = choose_arrays(saved, options.part, name)
     form = export_format(recipe, options.format, options.part, arrays)
     state, left_out = export_arrays(arrays, form, recipe)
+    images, shown = load_images(recipe, options.image)
 
     count = sum(array.size for array in arrays.values())
     print(f'{recipe.name} at step {step}: {options.part}, {len(arrays)} arrays of {count:,} numbers.')
@@ -66,7 +67,11 @@ def main(arguments: Sequence[str]) -> int:
     print(f'Wrote {options.out}: {len(state)} arrays ({form.layout.name}), {file.stat().st_size:,} bytes.')
     for line in [*notes, *describe_left_out(saved, arrays, left_out, form)]:
         print(line)
-    check(options, recipe, form, arrays, left_out, file)
+    written = {path: array for path, array in arrays.items() if path not in left_out}
+    expected = encoder_features(recipe, arrays, images)
+    print(f'{check(recipe, form, written, file, images, expected)}, on {shown}.')
+    if options.format != 'safetensors':
+        print(f'{compare_exported(recipe, options.format, options.out, images, expected)}.')
     if options.format != 'safetensors':
         full = options.part == 'full'
         line = timm_line(recipe, options.out) if options.format == 'timm' else hf_line(recipe, full, options.out)
@@ -86,10 +91,6 @@ def check_target(out: Path, is_folder: bool, force: bool) -> None:
         raise WorkdirError(f'--out {out} is a {"file" if is_folder else "folder"}; this format writes the other kind.')
     if out.exists() and not force:
         raise WorkdirError(f'--out {out} exists; choose another name, or add --force to replace it.')
-    try:
-        (out if is_folder else out.parent).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkdirError(f'--out {out} cannot be made ({error.strerror}); choose another place.') from error
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -154,6 +155,11 @@ def write(options: argparse.Namespace, recipe: Recipe, state: Arrays, step: int)
     about['commit'] = find_commit() or 'unknown'
     # Older versions of transformers refuse a file that does not say it comes from PyTorch.
     about |= {'format': 'mim_jax' if options.format == 'safetensors' else 'pt'}
+    folder = options.out if options.format == 'hf' else options.out.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkdirError(f'--out {options.out} cannot be made ({error.strerror}); choose another place.') from error
     if options.format != 'hf':
         write_safetensors(options.out, state, about)
         return options.out
@@ -167,19 +173,12 @@ def write(options: argparse.Namespace, recipe: Recipe, state: Arrays, step: int)
     return options.out / 'model.safetensors'
 
 
-def check(
-    options: argparse.Namespace, recipe: Recipe, form: Format, arrays: Arrays, left_out: list[str], file: Path
-) -> None:
-    """Read the file back into our names, then run the encoder from both, and in the library it is for."""
-    written = {path: array for path, array in arrays.items() if path not in left_out}
+def check(recipe: Recipe, form: Format, written: Arrays, file: Path, images: np.ndarray, expected: np.ndarray) -> str:
+    """A line on the file, read back into our names: its arrays, and the encoder's features, beside the checkpoint's."""
     back, _ = import_arrays(read_weights(file).arrays, form, recipe, written)
     worst = max(float(np.abs(back[path] - array).max()) for path, array in written.items())
-    images, name = load_images(recipe, options.image)
-    expected = encoder_features(recipe, arrays, images)
     found = encoder_features(recipe, back, images)
-    print(f'Read back: arrays differ by {worst:.1e}; on {name}, {describe_difference(found, expected)}.')
-    if options.format != 'safetensors':
-        print(f'{compare_exported(recipe, options.format, options.out, images, expected)}.')
+    return f'Read back: arrays differ by {worst:.1e}, {describe_difference(found, expected)}'
 
 
 if __name__ == '__main__':

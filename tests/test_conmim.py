@@ -1,4 +1,4 @@
-"""ConMIM as a recipe: its masks and views, what it refuses, and the same run on eight devices and in micro-batches."""
+"""ConMIM as a recipe: its loss, masks and views, what it refuses, and the same run on eight devices."""
 
 import re
 
@@ -12,6 +12,7 @@ from mim_jax.errors import Refused
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.methods.conmim import conmim
 from mim_jax.networks import Networks
+from mim_jax.objectives.contrast import denoising_contrast
 from mim_jax.photometric import jitter_gray_blur_solarize
 
 SMALL = {'projector_width': 32, 'projector_output': 8}
@@ -20,6 +21,33 @@ IMAGES = 16
 
 def tiny_conmim(bn_images=2, accumulate=1, **top):
     return conmim(tiny_config(batch_size=IMAGES, accumulate=accumulate, **top), bn_images=bn_images, **SMALL)
+
+
+# -- the loss ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_follows_the_equation():
+    """Mean over masked patches i of -log(exp(q_i.k_i / t) / sum over all j of exp(q_i.k_j / t)), of unit vectors."""
+    draw = np.random.default_rng(0)
+    queries, keys = draw.normal(size=(2, 3, 5, 4))
+    masked = np.array([[True, False, True, True, False], [False, True, False, False, False], [True] * 5])
+    terms = []
+    for b, i in zip(*masked.nonzero(), strict=True):
+        unit = queries[b, i] / np.linalg.norm(queries[b, i])
+        logits = [unit @ key / np.linalg.norm(key) / 0.2 for key in keys[b]]
+        terms.append(np.log(np.sum(np.exp(logits))) - logits[i])
+    assert len(terms) == 9
+    ours = denoising_contrast(jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(masked), 0.2)
+    np.testing.assert_allclose(ours, np.mean(terms), rtol=1e-6)
+
+
+def test_a_vector_of_zeros_is_divided_by_1e_12_and_no_nan_arises():
+    queries = jnp.ones((1, 3, 4)).at[0, 1].set(0.0)
+    keys, masked = jnp.arange(12.0).reshape(1, 3, 4), jnp.ones((1, 3), bool)
+    loss, gradient = jax.value_and_grad(denoising_contrast)(queries, keys, masked, 0.1)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient).all()
+    assert 1e10 < np.abs(gradient[0, 1]).max() < 1e13
 
 
 # -- masks and views -----------------------------------------------------------------------------------------------------

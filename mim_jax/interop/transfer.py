@@ -201,7 +201,9 @@ class _Import:
                 unknown.append(name)
             else:
                 self.account.skipped[name] = why
-        self.problems += [f'{name}: unknown; --ignore "{name}" leaves it aside' for name in collapse(sorted(unknown))]
+        for name in collapse(sorted(unknown)):
+            pattern = re.sub(r'\{.*?\}', '*', name)
+            self.problems.append(f'{name}: unknown; --ignore "{pattern}" leaves it aside')
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:

@@ -38,7 +38,7 @@ def visible_in_cells(grid: tuple[int, int], cell: int, mask_ratio: float) -> int
     Raises Refused when the grid does not divide into cells, or nothing would be visible or masked.
     """
     rows, columns = grid
-    if rows % cell or columns % cell:
+    if cell < 1 or rows % cell or columns % cell:
         raise Refused(
             f'a grid of {rows} x {columns} patches does not divide into mask cells of {cell} x {cell}; '
             'change image_size, encoder.patch_size or mask_cell.'

@@ -39,8 +39,6 @@ def simmim(config: Any, *, mask_ratio: float = 0.6, mask_cell: int = 2, layer_sc
         raise Refused(
             'simmim has no absolute positions to learn, only a table of relative ones; set encoder.positions=fixed.'
         )
-    if mask_cell < 1:
-        raise Refused(f'simmim.mask_cell={mask_cell} must be at least 1 patch.')
     encoder = ViT(
         sizes.patch_size,
         sizes.width,

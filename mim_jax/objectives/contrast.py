@@ -8,7 +8,7 @@ from mim_jax.objectives.pixels import masked_mean
 
 
 def normalise_length(x: jax.Array) -> jax.Array:
-    """f[...,D] -> f32 of length 1; one shorter than 1e-12 is divided by that, and zero has gradient zero."""
+    """f[...,D] -> f32 of length 1; what is shorter than 1e-12 is divided by that, as torch.nn.functional.normalize does."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 

@@ -102,7 +102,7 @@ def test_drop_path_acts_in_training_only(recipe, state):
     ('config', 'options', 'sentence'),
     [
         ({'encoder': {'positions': 'learned'}}, {}, r'simmim has no absolute positions .* encoder\.positions=fixed'),
-        ({}, {'mask_cell': 0}, r'simmim\.mask_cell=0 must be at least 1'),
+        ({}, {'mask_cell': 0}, r'does not divide into mask cells of 0 x 0'),
         ({}, {'mask_cell': 3}, 'a grid of 4 x 4 patches does not divide into mask cells of 3 x 3'),
         ({}, {'mask_ratio': 0.8}, 'a mask_ratio of 0.8 masks 4 of 4 cells'),
         ({}, {'mask_ratio': 0.0}, 'a mask_ratio of 0.0 masks 0 of 4 cells'),

@@ -1,4 +1,4 @@
-"""The projector: its layers in order, its initial values, and ConMIM's on eight devices."""
+"""The projector: its layers in order, its initial values, its groups."""
 
 import jax
 import jax.numpy as jnp
