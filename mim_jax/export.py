@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from mim_jax.command import find_commit, parse_arguments, run_program
-from mim_jax.config import check_config, from_json, to_json
-from mim_jax.errors import Refused, UserError, WorkdirError
+from mim_jax.config import to_json
+from mim_jax.errors import UserError, WorkdirError
 from mim_jax.interop.account import collapse, count_roles
 from mim_jax.interop.blocks import unstack_blocks
 from mim_jax.interop.compare import compare_exported, describe_difference, encoder_features, load_images
@@ -24,14 +24,12 @@ from mim_jax.interop.files import read_weights, replacing, write_safetensors
 from mim_jax.interop.formats import Format, export_format
 from mim_jax.interop.hf import hf_config, hf_line, hf_preprocessor
 from mim_jax.interop.layout import Arrays
+from mim_jax.interop.runs import choose_arrays, find_teacher, read_recipe
 from mim_jax.interop.timm import timm_line
-from mim_jax.interop.transfer import MASK_TOKEN, export_arrays, import_arrays
-from mim_jax.methods import BASES, PAPERS, build
+from mim_jax.interop.transfer import export_arrays, import_arrays
 from mim_jax.recipe import Recipe
 from mim_jax.training.checkpoint import read_arrays
-from mim_jax.training.workdir import CHECKPOINTS, CONFIG
-
-DATASET_SIZE = 1_281_167  # any will do: it decides the length of a run, not its arrays
+from mim_jax.training.workdir import CHECKPOINTS
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,56 +85,12 @@ def config_size(recipe: Recipe) -> str:
 
 def check_target(out: Path, is_folder: bool, force: bool) -> None:
     """Raise WorkdirError when --out is taken, or is a folder where a file is wanted, or the other way round."""
+    if not is_folder and out.suffix != '.safetensors':
+        raise WorkdirError(f'--out {out}: give it a name that ends in .safetensors, by which timm and others know it.')
     if out.exists() and out.is_dir() != is_folder:
         raise WorkdirError(f'--out {out} is a {"file" if is_folder else "folder"}; this format writes the other kind.')
     if out.exists() and not force:
         raise WorkdirError(f'--out {out} exists; choose another name, or add --force to replace it.')
-
-
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a run's folder. Raises WorkdirError when it is none."""
-    file = folder / CONFIG
-    if not file.is_file():
-        raise WorkdirError(
-            f'{folder} has no {CONFIG}: --checkpoint is the folder of a run, the --workdir of mim_jax.train.'
-        )
-    try:
-        config = from_json(file.read_text()).unlock()
-    except (ValueError, AttributeError) as error:
-        raise WorkdirError(f'{file} is damaged ({error}); restore it.') from error
-    check_config(config, {**BASES, **PAPERS})
-    return build(config, DATASET_SIZE)
-
-
-def find_teacher(recipe: Recipe, wanted: str | None) -> str:
-    """The name of the momentum teacher to write. Raises Refused."""
-    names = [name for name, teacher in recipe.teachers.items() if hasattr(teacher, 'rate_at')]
-    if not names:
-        raise Refused(f'{recipe.name} trains without a momentum teacher; use --part encoder.')
-    if wanted is None and len(names) > 1:
-        raise Refused(f'{recipe.name} has the teachers {", ".join(names)}; choose one with --teacher.')
-    if wanted not in (None, *names):
-        raise Refused(f'{recipe.name} has no teacher {wanted!r}, but {", ".join(names)}.')
-    return wanted or names[0]
-
-
-def choose_arrays(saved: Mapping[str, np.ndarray], part: str, teacher: str | None) -> tuple[Arrays, list[str]]:
-    """What of a checkpoint is written, under unstacked role paths, and lines to say about it."""
-
-    def under(prefix: str) -> Arrays:
-        found = {path.removeprefix(prefix): array for path, array in saved.items() if path.startswith(prefix)}
-        return unstack_blocks(found)
-
-    everything = under('params/')
-    if part == 'full':  # running statistics have names of their own, so they share the roles' paths
-        return everything | under('batch_stats/'), []
-    encoder = {path: a for path, a in everything.items() if path.startswith('encoder/') and path != MASK_TOKEN}
-    if teacher is None:
-        return encoder, []
-    held = {path: a for path, a in under(f'teachers/{teacher}/params/').items() if path in encoder}
-    borrowed = sorted(encoder.keys() - held.keys())
-    why = f'The teacher holds only what is read through it; from the student: {", ".join(collapse(borrowed))}.'
-    return {**encoder, **held}, [why] if borrowed else []
 
 
 def describe_left_out(saved: Mapping[str, Any], arrays: Arrays, left_out: list[str], form: Format) -> list[str]:

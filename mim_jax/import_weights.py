@@ -16,15 +16,14 @@ import numpy as np
 
 from mim_jax.command import explain_shortages, parse_arguments, read_config, run_program
 from mim_jax.errors import WorkdirError
-from mim_jax.export import DATASET_SIZE
 from mim_jax.interop.account import Account
 from mim_jax.interop.blocks import stack_blocks, unstack_blocks, unstack_shapes
 from mim_jax.interop.compare import NOT_COMPARED, compare_imported, encoder_features, load_images
 from mim_jax.interop.files import Weights, read_weights
 from mim_jax.interop.formats import Format, formats_of, recognise
 from mim_jax.interop.layout import Arrays
+from mim_jax.interop.runs import build_recipe
 from mim_jax.interop.transfer import export_arrays, import_arrays
-from mim_jax.methods import build
 from mim_jax.networks import prune_tree
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.parallel.rules import flatten_with_paths
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         raise WorkdirError(f'{options.workdir} holds checkpoints already; choose another --workdir.')
 
     with explain_shortages():
-        recipe = build(config, DATASET_SIZE)
+        recipe = build_recipe(config)
         program = make_program(recipe, make_mesh(devices=jax.devices()[:1]))
         weights = read_weights(options.weights)
         like = wanted_arrays(program, options.part)

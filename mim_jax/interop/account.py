@@ -22,13 +22,18 @@ class Account:
         reasons: dict[str, list[str]] = {}
         for name, why in self.skipped.items():
             reasons.setdefault(why, []).append(name)
-        missing = [f'{count_roles(self.missing)} (whole parts): kept as initialised'] if self.missing else []
+        alone = [
+            path for path in self.missing if role_of(path) == 'encoder'
+        ]  # of others, only whole parts may be missing
+        parts = [path for path in self.missing if path not in alone]
+        missing = [', '.join(alone)] if alone else []
+        missing += [f'{count_roles(parts)}, all of it'] if parts else []
         return [
             f'loaded      {len(self.loaded)} arrays: {count_roles(self.loaded)}',
             *(f'recomputed  {line}' for line in self.recomputed),
             *(f'resized     {line}' for line in self.resized),
             *(f'skipped     {", ".join(collapse(names))}: {why}' for why, names in reasons.items()),
-            *(f'missing     {line}' for line in missing),
+            *(f'missing     {line}: kept as initialised' for line in missing),
         ]
 
 

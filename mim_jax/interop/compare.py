@@ -22,7 +22,7 @@ from mim_jax.interop.files import write_safetensors
 from mim_jax.interop.formats import Format, library_formats
 from mim_jax.interop.hf import hf_config, hf_features
 from mim_jax.interop.layout import Arrays
-from mim_jax.interop.mae import VITMAE, VITMAE_HUB
+from mim_jax.interop.mae import VITMAES
 from mim_jax.interop.timm import timm_features
 from mim_jax.interop.transfer import MASK_TOKEN, export_arrays
 from mim_jax.recipe import Recipe
@@ -111,6 +111,6 @@ def compare_imported(
         write_safetensors(path, {name: named[name] for name in needed}, {'format': 'pt'})
         if library == 'timm':
             return compare_exported(recipe, library, path, images, expected)
-        config = hf_config(recipe, full=form.layout in (VITMAE, VITMAE_HUB))
+        config = hf_config(recipe, full=form.layout in VITMAES)
         (path.parent / 'config.json').write_text(json.dumps(config))
         return compare_exported(recipe, library, path.parent, images, expected)

@@ -15,7 +15,7 @@ from mim_jax.interop.conmim import CONMIM
 from mim_jax.interop.files import WeightsError
 from mim_jax.interop.hf import BEIT, BEIT_HUB, VIT, VIT_HUB
 from mim_jax.interop.layout import SAME, Entry, Form, Layout
-from mim_jax.interop.mae import MAE, VITMAE, VITMAE_HUB
+from mim_jax.interop.mae import MAE, VITMAES
 from mim_jax.interop.mcmae import CONVMAE
 from mim_jax.interop.pixmim import PIXMIM, STREAM
 from mim_jax.interop.simmim import SIMMIM
@@ -46,8 +46,7 @@ def _positions(name: str, form: Form = SAME) -> Entry:
 
 _MAE = (
     Format('mae', MAE, _positions('pos_embed')),
-    Format('hf', VITMAE_HUB, _positions('vit.embeddings.position_embeddings')),
-    Format('hf', VITMAE, _positions('vit.embeddings.position_embeddings')),
+    *(Format('hf', layout, _positions('vit.embeddings.position_embeddings')) for layout in VITMAES),
     Format('mmselfsup', PIXMIM, _positions('backbone.pos_embed', STREAM)),
 )
 RELEASED = {  # base -> formats that hold more than an encoder; the first is its authors' own
@@ -134,6 +133,8 @@ def recognise(
 ) -> tuple[Format, dict[str, Any]]:
     """The format, of those called `wanted` or of all, that has a place for most names; the state with its own names.
 
+    Among equals the one that knows more of the others decides, then the order.
+
     Raises WeightsError: a format that does not exist for this recipe, or a file that is in none.
     """
     formats = tuple(formats)
@@ -142,14 +143,15 @@ def recognise(
         formats = tuple(form for form in formats if form.name == wanted)
         if not formats:
             raise WeightsError(f"--layout {wanted}: this config's weights can be read as {known}.")
-    best: tuple[int, Format | None, dict[str, Any]] = (0, None, {})
+    best: tuple[tuple[int, int], Format | None, dict[str, Any]] = ((0, 0), None, {})
     for form in formats:
         named = {name.removeprefix(form.prefix): array for name, array in state.items()}
         constants = {*form.layout.constants, *((form.positions.theirs,) if form.positions else ())}
         places = place_names(form.layout, named)
-        count = len(places) + len(constants & named.keys())
-        if places and count > best[0]:
-            best = count, form, named
+        ignored = sum(any(re.fullmatch(pattern, name) for pattern in form.layout.ignored) for name in named)
+        score = len(places) + len(constants & named.keys()), ignored
+        if places and score > best[0]:
+            best = score, form, named
     if best[1] is None:
         some = ', '.join(sorted(state)[:4])
         raise WeightsError(f'Its names ({some}, ...) are those of none of {known}, which this config can be read from.')

@@ -53,7 +53,7 @@ def hf_blocks(ours: str, theirs: str, hub: bool, beit: bool = False) -> tuple[En
     )
 
 
-HEADS = {r'(pooler|classifier)\..*': 'a head on top', r'embeddings\.mask_token': 'unused there'}
+HEADS = {r'(pooler|classifier)\..*': 'a head on top'}
 
 
 def hf_vit(hub: bool) -> Layout:
@@ -62,7 +62,7 @@ def hf_vit(hub: bool) -> Layout:
         name=f'transformers ViT, names of {"the hub" if hub else "version 5"}',
         entries=(*hf_ends(), *hf_blocks('encoder', 'encoder.layer' if hub else 'layers', hub)),
         constants={'embeddings.position_embeddings': encoder_positions},
-        ignored=HEADS,
+        ignored={**HEADS, r'embeddings\.mask_token': 'there is no place for it here'},
     )
 
 
@@ -75,6 +75,7 @@ def hf_beit(hub: bool) -> Layout:
             *hf_ends(),
             Entry('encoder/relative_bias_table', table),
             *hf_blocks('encoder', 'encoder.layer' if hub else 'layers', hub, beit=True),
+            Entry('encoder/mask_token', 'embeddings.mask_token'),  # read where it is there; an exported model has none
         ),
         ignored={**HEADS, r'.*relative_position_index': 'an index table, computed here'},
     )

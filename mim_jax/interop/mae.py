@@ -37,16 +37,16 @@ MAE = Layout(  # facebookresearch/mae models_mae.py, MaskedAutoencoderViT.state_
 )
 
 
-def vitmae(hub: bool) -> Layout:
+def vitmae(hub: bool, decoder: str = 'decoder.decoder_layers', names: str = '') -> Layout:
     """ViTMAEForPreTraining; hub: the names of files on the hub, which transformers 5 translates to its own when it loads."""
     return Layout(
-        name=f'transformers ViTMAE, names of {"the hub" if hub else "version 5"}',
+        name=f'transformers ViTMAE, names of {names or ("the hub" if hub else "version 5")}',
         entries=(
             *hf_ends('vit.'),
             *hf_blocks('encoder', 'vit.encoder.layer' if hub else 'vit.layers', hub),
             *linear(f'{DECODER}/embed', 'decoder.decoder_embed'),
             Entry(f'{DECODER}/mask_token', 'decoder.mask_token'),
-            *hf_blocks(DECODER, 'decoder.decoder_layers', hub),
+            *hf_blocks(DECODER, decoder, hub),
             *norm(f'{DECODER}/norm', 'decoder.decoder_norm'),
             *linear(f'{DECODER}/head', 'decoder.decoder_pred'),
         ),
@@ -58,3 +58,6 @@ def vitmae(hub: bool) -> Layout:
 
 
 VITMAE, VITMAE_HUB = vitmae(hub=False), vitmae(hub=True)
+# When it saves, transformers 5.23 also translates the 'layers.' within 'decoder_layers.'; it reads that again.
+VITMAE_SAVED = vitmae(True, 'decoder.decoder_encoder.layer', "version 5's save_pretrained")
+VITMAES = (VITMAE_HUB, VITMAE, VITMAE_SAVED)

@@ -123,6 +123,9 @@ def test_nothing_is_overwritten_unasked(runs, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [out]
     (tmp_path / 'folder').mkdir()
     line[-1] = str(tmp_path / 'folder')
+    refuse(capsys, export.main, [*line, '--force'], 'a name that ends in .safetensors')
+    (tmp_path / 'folder.safetensors').mkdir()
+    line[-1] = str(tmp_path / 'folder.safetensors')
     refuse(capsys, export.main, [*line, '--force'], 'is a folder')
     refuse(
         capsys,
@@ -142,16 +145,19 @@ def test_an_image_of_ones_own(runs, tmp_path, capsys):
     from PIL import Image
 
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(tmp_path / 'i.png')
-    said = run_export(capsys, runs['mae'], 'safetensors', tmp_path / 'o', '--image', str(tmp_path / 'i.png'))
+    said = run_export(
+        capsys, runs['mae'], 'safetensors', tmp_path / 'o.safetensors', '--image', str(tmp_path / 'i.png')
+    )
     assert 'features differ by at most 0.0e+00' in said
     assert f'on {tmp_path / "i.png"}.' in said
-    line = ['--checkpoint', str(runs['mae']), '--format', 'timm', '--out', str(tmp_path / 'p')]
+    line = ['--checkpoint', str(runs['mae']), '--format', 'timm', '--out', str(tmp_path / 'p.safetensors')]
     refuse(capsys, export.main, [*line, '--image', str(tmp_path / 'none.png')], 'There is no image')
 
 
 def test_what_cannot_be_written(runs, tmp_path, capsys):
     def line(run, kind, *more):
-        return ['--checkpoint', str(run), '--format', kind, '--out', str(tmp_path / 'x'), *more]
+        out = tmp_path / ('x' if kind == 'hf' else 'x.safetensors')
+        return ['--checkpoint', str(run), '--format', kind, '--out', str(out), *more]
 
     refuse(capsys, export.main, line(tmp_path, 'timm'), 'has no config.json', '--workdir of mim_jax.train')
     refuse(capsys, export.main, line(runs['mae'], 'timm', '--step', '5'), 'No checkpoint of step 5', '[4, 8]')

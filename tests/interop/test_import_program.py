@@ -33,8 +33,9 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize('kind', ['safetensors', 'hf'])
 def test_a_run_goes_on_from_what_another_exported(source, kind, tmp_path, capsys):
-    run_export(capsys, source, kind, tmp_path / 'w', '--part', 'full')
-    said = run_import(capsys, tmp_path / 'w', tmp_path / 'run', 'mae')
+    file = tmp_path / f'w.{kind}'
+    run_export(capsys, source, kind, file, '--part', 'full')
+    said = run_import(capsys, file, tmp_path / 'run', 'mae')
     assert 'loaded      36 arrays: ' in said
     assert 'python -m mim_jax.train --config' in said
     found, step, extra = params_of(tmp_path / 'run')
@@ -50,20 +51,20 @@ def test_a_run_goes_on_from_what_another_exported(source, kind, tmp_path, capsys
 
 
 def test_an_imported_run_is_bound_to_its_first_dataset(source, tmp_path, capsys):
-    run_export(capsys, source, 'safetensors', tmp_path / 'w', '--part', 'full')
-    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    settings = {'data__source': 'npz', 'data__dir': tmp_path / 'images.npz', 'optim__warmup_epochs': 0.0}
-    run_import(capsys, tmp_path / 'w', tmp_path / 'run', 'mae', **settings)  # there is no dataset yet
+    run_export(capsys, source, 'safetensors', tmp_path / 'w.safetensors', '--part', 'full')
+    images = np.random.default_rng(0).integers(0, 256, (1437, 16, 16, 3), dtype=np.uint8)  # as many as there are digits
+    settings = {'data__source': 'npz', 'data__dir': tmp_path / 'images.npz'}
+    run_import(capsys, tmp_path / 'w.safetensors', tmp_path / 'run', 'mae', **settings)  # there is no dataset yet
     np.savez(tmp_path / 'images.npz', train_images=images)
     train_run(tmp_path / 'run', 'mae', **settings)
-    np.savez(tmp_path / 'images.npz', train_images=images[:39])
+    np.savez(tmp_path / 'images.npz', train_images=images[:-1])
     with pytest.raises(WorkdirError, match=f'at step {STEPS} of a run on .* but the dataset is now'):
         train_run(tmp_path / 'run', 'mae', **settings)
 
 
 def test_an_encoder_alone_leaves_the_decoder_as_initialised(source, tmp_path, capsys):
-    run_export(capsys, source, 'timm', tmp_path / 'w')
-    said = run_import(capsys, tmp_path / 'w', tmp_path / 'run', 'mae')
+    run_export(capsys, source, 'timm', tmp_path / 'w.safetensors')
+    said = run_import(capsys, tmp_path / 'w.safetensors', tmp_path / 'run', 'mae')
     assert 'missing     decoder/pixels 19 (whole parts): kept as initialised' in said
     found, expected = params_of(tmp_path / 'run')[0], params_of(source)[0]
     for path, array in found.items():
@@ -83,19 +84,19 @@ def test_part_encoder_leaves_aside_a_decoder_that_is_there(source, tmp_path, cap
 
 
 def test_blocks_are_stacked_for_a_scanned_encoder(source, tmp_path, capsys):
-    run_export(capsys, source, 'timm', tmp_path / 'w')
-    run_import(capsys, tmp_path / 'w', tmp_path / 'run', 'mae', encoder__scan='true')
+    run_export(capsys, source, 'timm', tmp_path / 'w.safetensors')
+    run_import(capsys, tmp_path / 'w.safetensors', tmp_path / 'run', 'mae', encoder__scan='true')
     found, expected = params_of(tmp_path / 'run')[0], params_of(source)[0]
     stacked = found['params/encoder/blocks/mlp/fc1/kernel']
     np.testing.assert_array_equal(stacked[0], expected['params/encoder/block_00/mlp/fc1/kernel'])
-    run_export(capsys, tmp_path / 'run', 'timm', tmp_path / 'back')
-    assert_equal(read_weights(tmp_path / 'back').arrays, read_weights(tmp_path / 'w').arrays)
+    run_export(capsys, tmp_path / 'run', 'timm', tmp_path / 'back.safetensors')
+    assert_equal(read_weights(tmp_path / 'back.safetensors').arrays, read_weights(tmp_path / 'w.safetensors').arrays)
 
 
 def test_teachers_become_copies_of_the_student(source, tmp_path, capsys):
     """An encoder of MAE, its keys' biases taken away, as the student and the teacher of BootMAE."""
-    run_export(capsys, source, 'timm', tmp_path / 'w')
-    state = dict(read_weights(tmp_path / 'w').arrays)
+    run_export(capsys, source, 'timm', tmp_path / 'w.safetensors')
+    state = dict(read_weights(tmp_path / 'w.safetensors').arrays)
     rows = state['pos_embed'].reshape(1, 17, 2, 8)[:, :, ::-1].reshape(1, 17, 16)  # rows first
     bias = np.array(state['blocks.0.attn.qkv.bias'])
     bias[16:32] = 0
@@ -110,9 +111,9 @@ def test_teachers_become_copies_of_the_student(source, tmp_path, capsys):
 
 
 def test_what_is_wrong_is_said_before_anything_is_written(source, tmp_path, capsys):
-    run_export(capsys, source, 'timm', tmp_path / 'w')
+    run_export(capsys, source, 'timm', tmp_path / 'w.safetensors')
 
-    def line(*more, base='mae', weights=tmp_path / 'w', workdir=tmp_path / 'run', **settings):
+    def line(*more, base='mae', weights=tmp_path / 'w.safetensors', workdir=tmp_path / 'run', **settings):
         return [*settings_of(base, **settings), '--weights', str(weights), '--workdir', str(workdir), *more]
 
     refuse(capsys, import_weights.main, line(weights=tmp_path / 'none'), 'There is no file')
@@ -128,7 +129,9 @@ def test_what_is_wrong_is_said_before_anything_is_written(source, tmp_path, caps
 
 
 def test_positions_are_resized_for_larger_images(source, tmp_path, capsys):
-    run_export(capsys, source, 'timm', tmp_path / 'w')
-    said = run_import(capsys, tmp_path / 'w', tmp_path / 'run', 'mae', image_size=32, encoder__positions='learned')
+    run_export(capsys, source, 'timm', tmp_path / 'w.safetensors')
+    said = run_import(
+        capsys, tmp_path / 'w.safetensors', tmp_path / 'run', 'mae', image_size=32, encoder__positions='learned'
+    )
     assert 'resized     pos_embed: from 4 x 4 to 8 x 8 patches' in said
     assert params_of(tmp_path / 'run')[0]['params/encoder/pos_embed'].shape == (1, 64, 16)

@@ -11,8 +11,7 @@ from program_runs import ROOT, TINY, call
 
 from mim_jax import export, import_weights, train
 from mim_jax.command import read_config
-from mim_jax.export import DATASET_SIZE
-from mim_jax.methods import build
+from mim_jax.interop.runs import build_recipe
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.training.assemble import make_program
 from mim_jax.training.checkpoint import Checkpoints
@@ -43,7 +42,7 @@ def save_random_run(workdir: Path, base: str) -> None:
     """The folder of a run at steps 4 and 8 with arbitrary parameters, a teacher's unlike its student's. Compiles nothing."""
     _, spec, *overrides = settings_of(base)
     config, _ = read_config(spec, overrides)
-    program = make_program(build(config, DATASET_SIZE), make_mesh(devices=jax.devices()[:1]))
+    program = make_program(build_recipe(config), make_mesh(devices=jax.devices()[:1]))
     folder, draw = Workdir(workdir, config), np.random.default_rng(0)
     checkpoints = Checkpoints(str(folder.checkpoints))
     for step in (4, STEPS):
