@@ -17,7 +17,7 @@ import numpy as np
 from mim_jax.command import find_commit, parse_arguments, run_program
 from mim_jax.config import to_json
 from mim_jax.errors import UserError, WorkdirError
-from mim_jax.interop.account import collapse, count_roles
+from mim_jax.interop.account import collapse, describe_parts
 from mim_jax.interop.blocks import unstack_blocks
 from mim_jax.interop.compare import compare_exported, describe_difference, encoder_features, load_images
 from mim_jax.interop.files import read_weights, replacing, write_safetensors
@@ -70,7 +70,6 @@ def main(arguments: Sequence[str]) -> int:
     print(f'{check(recipe, form, written, file, images, expected)}, on {shown}.')
     if options.format != 'safetensors':
         print(f'{compare_exported(recipe, options.format, options.out, images, expected)}.')
-    if options.format != 'safetensors':
         full = options.part == 'full'
         line = timm_line(recipe, options.out) if options.format == 'timm' else hf_line(recipe, full, options.out)
         print(f'Open it with:\n  model = {line}')
@@ -98,7 +97,7 @@ def describe_left_out(saved: Mapping[str, Any], arrays: Arrays, left_out: list[s
     everything = unstack_blocks({p.removeprefix('params/'): a for p, a in saved.items() if p.startswith('params/')})
     others = sorted(everything.keys() - arrays.keys())
     return [
-        *([f'Left out, not part of it: {count_roles(others)} arrays.'] if others else []),
+        *([f'Left out, not part of it: {describe_parts(others)}.'] if others else []),
         *([f'Left out, no place in {form.layout.name}: {", ".join(collapse(left_out))}.'] if left_out else []),
     ]
 

@@ -7,6 +7,7 @@ it in another format. Says what became of every array, and compares features on 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mim_jax.interop.blocks import stack_blocks, unstack_blocks, unstack_shapes
 from mim_jax.interop.compare import NOT_COMPARED, compare_imported, encoder_features, load_images
 from mim_jax.interop.files import Weights, read_weights
 from mim_jax.interop.formats import Format, formats_of, recognise
+from mim_jax.interop.hf import check_config_beside
 from mim_jax.interop.layout import Arrays
 from mim_jax.interop.runs import build_recipe
 from mim_jax.interop.transfer import export_arrays, import_arrays
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         like = wanted_arrays(program, options.part)
         form, state = recognise(weights.arrays, formats_of(recipe, like), options.layout)
         print(f'{weights.path}: {len(weights.arrays)} arrays, layout {form.name} ({form.layout.name}).')
-        for note in weights.notes:
+        for note in [*weights.notes, *(check_config_beside(weights.path, recipe) if form.name == 'hf' else ())]:
             print(f'            {note}')
         arrays, account = import_arrays(state, form, recipe, like, options.ignore, weights.half)
         for line in account.lines():
@@ -74,9 +76,17 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             workdir.close()
     print(f'Saved as step 0 in {options.workdir}. To go on:')
-    print(
-        f'  python -m mim_jax.train --config {options.config} --workdir {options.workdir} {" ".join(overrides)}'.rstrip()
-    )
+    command = [
+        'python',
+        '-m',
+        'mim_jax.train',
+        '--config',
+        options.config,
+        '--workdir',
+        str(options.workdir),
+        *overrides,
+    ]
+    print(f'  {shlex.join(command)}')
     return 0
 
 

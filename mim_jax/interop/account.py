@@ -22,18 +22,12 @@ class Account:
         reasons: dict[str, list[str]] = {}
         for name, why in self.skipped.items():
             reasons.setdefault(why, []).append(name)
-        alone = [
-            path for path in self.missing if role_of(path) == 'encoder'
-        ]  # of others, only whole parts may be missing
-        parts = [path for path in self.missing if path not in alone]
-        missing = [', '.join(alone)] if alone else []
-        missing += [f'{count_roles(parts)}, all of it'] if parts else []
         return [
             f'loaded      {len(self.loaded)} arrays: {count_roles(self.loaded)}',
             *(f'recomputed  {line}' for line in self.recomputed),
             *(f'resized     {line}' for line in self.resized),
             *(f'skipped     {", ".join(collapse(names))}: {why}' for why, names in reasons.items()),
-            *(f'missing     {line}: kept as initialised' for line in missing),
+            *([f'missing     {describe_parts(self.missing)}: kept as initialised'] if self.missing else []),
         ]
 
 
@@ -49,6 +43,18 @@ def count_roles(paths: Iterable[str]) -> str:
     for path in paths:
         roles[role_of(path)] = roles.get(role_of(path), 0) + 1
     return ', '.join(f'{role} {count}' for role, count in roles.items()) or 'nothing'
+
+
+def describe_parts(paths: Iterable[str]) -> str:
+    """'encoder/mask_token, all of decoder/pixels (19 arrays)': an encoder's paths by name, of other roles all there are."""
+    counts: dict[str, int] = {}
+    alone = []
+    for path in paths:
+        if role_of(path) == 'encoder':
+            alone.append(path)
+        else:
+            counts[role_of(path)] = counts.get(role_of(path), 0) + 1
+    return ', '.join([*collapse(alone), *(f'all of {role} ({count} arrays)' for role, count in counts.items())])
 
 
 def collapse(names: Iterable[str]) -> list[str]:

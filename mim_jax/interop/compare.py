@@ -101,7 +101,8 @@ def compare_imported(
     target = form if library == 'hf' else next((f for f in library_formats(recipe) if f.name == library), None)
     if target is None:
         return None
-    taken = {p: a for p, a in arrays.items() if library == 'hf' or (p.startswith('encoder/') and p != MASK_TOKEN)}
+    own = {path: array for path, array in arrays.items() if path != MASK_TOKEN}
+    taken = {path: array for path, array in own.items() if library == 'hf' or path.startswith('encoder/')}
     named = {name.removeprefix('encoder.'): array for name, array in state.items()} if library == 'timm' else state
     needed = export_arrays(taken, target, recipe)[0].keys()
     if not needed <= named.keys():

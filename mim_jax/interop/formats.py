@@ -154,5 +154,5 @@ def recognise(
             best = score, form, named
     if best[1] is None:
         some = ', '.join(sorted(state)[:4])
-        raise WeightsError(f'Its names ({some}, ...) are those of none of {known}, which this config can be read from.')
+        raise WeightsError(f'The names in the file ({some}, ...) are of none of the layouts of this config: {known}.')
     return best[1], best[2]

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from mim_jax.interop.files import WeightsError
 from mim_jax.interop.layout import PATCHES, Entry, Layout, linear, norm
-from mim_jax.interop.timm import encoder_positions
+from mim_jax.interop.timm import encoder_positions, import_library
 from mim_jax.recipe import Recipe
 
+EPSILON = 1e-6  # of every LayerNorm here
 RESAMPLING = {'bilinear': 2, 'bicubic': 3}  # Pillow's numbers
 
 
@@ -106,7 +108,7 @@ def hf_config(recipe: Recipe, full: bool) -> dict[str, Any]:
         'hidden_act': 'gelu',
         'hidden_dropout_prob': 0.0,
         'attention_probs_dropout_prob': 0.0,
-        'layer_norm_eps': 1e-6,  # the default there is 1e-12
+        'layer_norm_eps': EPSILON,  # the default there is 1e-12
         'qkv_bias': True,
     }
     if name == 'BeitModel':
@@ -115,7 +117,7 @@ def hf_config(recipe: Recipe, full: bool) -> dict[str, Any]:
             'use_relative_position_bias': False,
             'use_shared_relative_position_bias': True,
             'use_mean_pooling': False,  # with it, the final norm is left out
-            'layer_scale_init_value': encoder.layer_scale,
+            'layer_scale_init_value': encoder.layer_scale or 0.0,
             'drop_path_rate': 0.0,
         }
     if full:
@@ -129,6 +131,26 @@ def hf_config(recipe: Recipe, full: bool) -> dict[str, Any]:
             'norm_pix_loss': method.norm_pix_loss,
         }
     return config
+
+
+def check_config_beside(file: Path, recipe: Recipe) -> list[str]:
+    """Lines on the config.json beside a file of transformers, if there is one: what no array shows.
+
+    Raises WeightsError where its heads or its activation are not those of this recipe: the arrays would fit all the same.
+    """
+    path = file.with_name('config.json')
+    if not path.is_file():
+        return []
+    theirs = json.loads(path.read_text())
+    here = {'num_attention_heads': recipe.encoder.heads, 'hidden_act': 'gelu'}
+    if 'decoder/pixels' in recipe.roles() and hasattr(recipe.module('decoder/pixels'), 'heads'):
+        here['decoder_num_attention_heads'] = recipe.module('decoder/pixels').heads
+    if wrong := [
+        f'{key} {theirs[key]} (here {value})' for key, value in here.items() if theirs.get(key, value) != value
+    ]:
+        raise WeightsError(f'{path} says {", ".join(wrong)}: set encoder.heads, or the decoder heads, to match.')
+    epsilon = theirs.get('layer_norm_eps', EPSILON)
+    return [] if epsilon == EPSILON else [f'layer_norm_eps is {epsilon} there and {EPSILON} here']
 
 
 def hf_preprocessor(recipe: Recipe) -> dict[str, Any]:
@@ -159,9 +181,7 @@ def hf_features(folder: Path, images: np.ndarray) -> tuple[str, np.ndarray]:
 
     Raises ImportError where it is not installed, RuntimeError where it does not take every array, or wants others.
     """
-    import torch
-    import transformers
-
+    torch, transformers = import_library('torch'), import_library('transformers')
     name = json.loads((folder / 'config.json').read_text())['architectures'][0]
     options = {} if name == 'ViTMAEForPreTraining' else {'add_pooling_layer': False}
     kind = getattr(transformers, name)

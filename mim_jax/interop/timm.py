@@ -6,6 +6,7 @@ shared table of relative biases those of SimMIM and ConMIM.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ TIMM_BEIT = Layout(  # timm 1, Beit(use_abs_pos_emb=False, use_shared_rel_pos_bi
     entries=(
         *ENDS,
         Entry('encoder/relative_bias_table', 'rel_pos_bias.relative_position_bias_table'),
+        Entry('encoder/mask_token', 'mask_token'),  # in BEiT's own files; timm's model has none
         *timm_blocks('encoder', 'blocks'),
         *(
             Entry(f'encoder/block_{{i}}/{ours}', f'blocks.{{i}}.{theirs}')
@@ -70,11 +72,7 @@ TIMM_BEIT = Layout(  # timm 1, Beit(use_abs_pos_emb=False, use_shared_rel_pos_bi
             }.items()
         ),
     ),
-    ignored={
-        **CLASSIFIERS,
-        r'.*relative_position_index': 'an index table, computed here',
-        'mask_token': 'unused there',
-    },
+    ignored={**CLASSIFIERS, r'.*relative_position_index': 'an index table, computed here'},
 )
 
 
@@ -91,12 +89,13 @@ def timm_model(recipe: Recipe) -> tuple[str, dict[str, Any]]:
     }
     if not encoder.relative_bias:
         return 'vit_base_patch16_224', sizes
-    beit = {'use_rel_pos_bias': False, 'use_shared_rel_pos_bias': True, 'init_values': encoder.layer_scale}
     return 'beit_base_patch16_224', {
         **sizes,
-        **beit,
-        'global_pool': 'token',
-    }  # pooled means would do without the last norm
+        'use_rel_pos_bias': False,
+        'use_shared_rel_pos_bias': True,
+        'init_values': encoder.layer_scale or 0.0,  # create_model drops arguments that are None
+        'global_pool': 'token',  # with pooled means, the final norm would be left out
+    }
 
 
 def timm_line(recipe: Recipe, path: Any) -> str:
@@ -106,14 +105,20 @@ def timm_line(recipe: Recipe, path: Any) -> str:
     return f'timm.create_model({name!r}, {listed}, checkpoint_path={str(path)!r})'
 
 
+def import_library(name: str) -> Any:
+    """The module. Raises ImportError also for one that is there but does not load, as beside another version of torch."""
+    try:
+        return importlib.import_module(name)
+    except (RuntimeError, OSError) as error:
+        raise ImportError(f'{name} does not load here: {error}') from error
+
+
 def timm_features(recipe: Recipe, path: Any, images: np.ndarray) -> tuple[str, np.ndarray]:
     """(version, f32[B,1+N,D]): what timm makes of normalised images f32[B,S,S,3] with an exported file, after the final norm.
 
     Raises ImportError where timm is not installed, RuntimeError where it does not take every array.
     """
-    import timm
-    import torch
-
+    torch, timm = import_library('torch'), import_library('timm')
     name, arguments = timm_model(recipe)
     model = timm.create_model(name, **arguments, checkpoint_path=str(path)).eval()
     with torch.no_grad():

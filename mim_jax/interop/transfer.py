@@ -97,7 +97,7 @@ class _Import:
                 (width, depth), (width_here, depth_here) = found[role], wanted[role]
                 section = 'encoder.' if role == 'encoder' else f'{self.recipe.papers[0]}.decoder_'
                 raise WeightsError(
-                    f'This is another architecture: its {role} has width {width} and depth {depth}, this config wants '
+                    f'The file holds another architecture: its {role} has width {width} and depth {depth}, this config wants '
                     f'{width_here} and {depth_here}. Set {section}width={width}, {section}depth={depth} and {section}heads '
                     'to match, or take another file.'
                 )

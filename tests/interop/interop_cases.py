@@ -13,7 +13,7 @@ from mim_jax.forward import create_parameters
 from mim_jax.interop.blocks import unstack_shapes
 from mim_jax.interop.formats import Format, formats_of
 from mim_jax.interop.layout import Arrays
-from mim_jax.interop.transfer import export_arrays
+from mim_jax.interop.transfer import MASK_TOKEN, export_arrays
 from mim_jax.methods import BASES, PAPERS, build
 from mim_jax.parallel.rules import flatten_with_paths
 from mim_jax.recipe import Recipe
@@ -39,6 +39,11 @@ def shapes_of(recipe: Recipe) -> dict[str, Any]:
         params, batch_stats, _ = jax.eval_shape(lambda key: create_parameters(recipe, key), jax.random.key(0))
         SHAPES[id(recipe)] = unstack_shapes(dict(flatten_with_paths(params)) | dict(flatten_with_paths(batch_stats)))
     return SHAPES[id(recipe)]
+
+
+def draw_encoder(recipe: Recipe) -> Arrays:
+    """What an exported encoder consists of."""
+    return {path: a for path, a in draw_arrays(recipe, 'encoder/').items() if path != MASK_TOKEN}
 
 
 def draw_arrays(recipe: Recipe, part: str = '') -> Arrays:

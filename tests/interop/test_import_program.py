@@ -1,5 +1,7 @@
 """`python -m mim_jax.import_weights`: a run that begins with weights from elsewhere, and goes on from them."""
 
+import json
+
 import numpy as np
 import pytest
 from program_runs import read_losses, share_compilations
@@ -65,7 +67,7 @@ def test_an_imported_run_is_bound_to_its_first_dataset(source, tmp_path, capsys)
 def test_an_encoder_alone_leaves_the_decoder_as_initialised(source, tmp_path, capsys):
     run_export(capsys, source, 'timm', tmp_path / 'w.safetensors')
     said = run_import(capsys, tmp_path / 'w.safetensors', tmp_path / 'run', 'mae')
-    assert 'missing     decoder/pixels 19 (whole parts): kept as initialised' in said
+    assert 'missing     all of decoder/pixels (19 arrays): kept as initialised' in said
     found, expected = params_of(tmp_path / 'run')[0], params_of(source)[0]
     for path, array in found.items():
         assert (array == expected[path]).all() or not path.startswith('params/encoder/'), path
@@ -124,8 +126,25 @@ def test_what_is_wrong_is_said_before_anything_is_written(source, tmp_path, caps
     refuse(capsys, import_weights.main, line(image_size=32), 'positions of 4 x 4 patches', 'encoder.positions=learned')
     refuse(capsys, import_weights.main, line(encoder__widht=32), 'encoder.widht')
     refuse(capsys, import_weights.main, line(base='bootmae'), 'its keys have a bias', 'not the fixed positions')
+    run_export(capsys, source, 'hf', tmp_path / 'hf')
+    config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
+    (tmp_path / 'hf' / 'config.json').write_text(json.dumps(config | {'num_attention_heads': 4}))
+    refuse(capsys, import_weights.main, line(weights=tmp_path / 'hf'), 'num_attention_heads 4 (here 2)')
     assert not (tmp_path / 'run').exists()
     refuse(capsys, import_weights.main, line(workdir=source), 'holds checkpoints already')
+
+
+@pytest.mark.slow
+def test_untrained_probes_are_not_of_the_imported_encoder(source, tmp_path, capsys):
+    probe = {'probe__every_epochs': 0.1, 'probe__train_images': 96, 'probe__test_images': 64}
+    state = {path: array for path, array in params_of(source)[0].items() if path.startswith('params/encoder/')}
+    noise = {path.removeprefix('params/'): np.ones_like(array) for path, array in state.items()}
+    write_safetensors(tmp_path / 'w.safetensors', noise, {})
+    run_import(capsys, tmp_path / 'w.safetensors', tmp_path / 'run', 'mae', **probe)
+    train_run(tmp_path / 'run', 'mae', **probe)
+    train_run(tmp_path / 'fresh', 'mae', **probe)
+    values = [json.loads((tmp_path / name / 'summary.json').read_text())['metrics'] for name in ('run', 'fresh')]
+    assert values[0]['untrained/knn'] == values[1]['untrained/knn']
 
 
 def test_positions_are_resized_for_larger_images(source, tmp_path, capsys):
