@@ -9,7 +9,6 @@ import logging
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ import jax
 from mim_jax.config import check_config, load_config
 from mim_jax.errors import UserError
 from mim_jax.methods import BASES, PAPERS
+from mim_jax.training.interrupt import stop_early
 
 INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -51,7 +51,7 @@ def read_config(spec: str, overrides: Sequence[str]) -> tuple[Any, Any]:
 def run_program(main: Callable[[Sequence[str]], int]) -> None:
     """Exit with main's status; a UserError becomes its sentence on standard error and its own status."""
     logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax and Grain narrate
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C; the loop has its own handlers
+    stop_early()  # SIGTERM is a scheduler's Ctrl-C; the loop has its own handlers
     try:
         with explain_shortages():
             status = main(sys.argv[1:])

@@ -62,7 +62,8 @@ def call(capsys: Any, line: Sequence[str], main: Callable = train.main) -> Ended
     capsys.readouterr()
     status = 0
     with mock.patch.object(sys, 'argv', ['program', *line]), contextlib.ExitStack() as stack:
-        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.getsignal(number))
         try:
             run_program(main)
         except SystemExit as end:
