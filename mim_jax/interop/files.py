@@ -86,6 +86,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
     try:
         yield temporary
+        temporary.chmod(0o644)  # safetensors leaves it to its owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
