@@ -3,6 +3,7 @@
 Command   python -m mim_jax.train --config configs/bootmae.py --workdir runs/bootmae --config.data.dir=DATA
           also :cifar10  :folder  :smoke (20 steps, CPU)  :demo (embedded digits, CPU)  or several, by commas
           ViT-L/16 as released: configs/bootmae.py:vit_l16 --config.bootmae.ema_dynamic=false --config.optim.min_lr=1e-5
+          (the released script has 128 images per GPU and does not say how many GPUs)
 Cost      about 93 GFLOP an image, over a third of it for the teacher, who sees the whole image; 9.6e19 for the run: 240 TPU
           v4 chip-hours if 40 % of peak is reached (arithmetic).
 Expected  fine-tuning 84.2, linear probe 66.1 (LightDXY/BootMAE, README; fine-tuned with layer decay 0.6, probed on

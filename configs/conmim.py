@@ -7,8 +7,8 @@ Command   python -m mim_jax.train --config configs/conmim.py --workdir runs/conm
 Cost      about 173 GFLOP an image, a quarter of it for the teacher and a fifth for the projectors; 1.8e20 for the run:
           450 TPU v4 chip-hours if 40 % of peak is reached (arithmetic).
 Expected  fine-tuning 83.7 (TencentARC/ConMIM, README), linear probe 39.2 (32.2 after 400 epochs; MTO paper, table 2).
-          Not run here. Released are the command for ViT-L and the defaults of its script; batch and warm-up of ViT-B
-          are MTO's.
+          Not run here. Released are a command for ViT-L and the script's defaults. From the former: clipping, ImageNet's
+          statistics, masks of 32-pixel cells; batch and warm-up of ViT-B are MTO's.
 """
 
 from ml_collections import ConfigDict

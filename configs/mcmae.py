@@ -1,7 +1,7 @@
 """MCMAE (ConvMAE): Masked Convolution Meets Masked Autoencoders (Gao et al., NeurIPS 2022), CViT-B on ImageNet-1k, 1600 epochs.
 
 Command   python -m mim_jax.train --config configs/mcmae.py --workdir runs/mcmae --config.data.dir=DATA
-          also :cifar10  :folder  :smoke (20 steps, CPU)  :demo (embedded digits, CPU)  or several, by commas
+          also :cvit_{s,b,l,h}16  :cifar10  :folder  :smoke (20 steps, CPU)  :demo (embedded digits, CPU)  or several, by commas
 Cost      about 68 GFLOP an image, 1.4e20 for the run: 350 TPU v4 chip-hours if 40 % of peak is reached (arithmetic).
 Expected  fine-tuning 85.0, linear probe 70.9 (Alpha-VL/ConvMAE, README). Not run here.
 """

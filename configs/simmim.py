@@ -32,7 +32,7 @@ def get_config(variant: str = '') -> ConfigDict:
         schedule='step',
         step_epochs=(700.0,),
         warmup_epochs=10.0,
-        warmup_lr=2e-6,  # 5e-7 x 2048 / 512
+        warmup_lr=5e-7,  # scaled as base_lr is
         clip_norm=5.0,
     )
     config.data.update(interpolation='bilinear', scale=(0.67, 1.0))

@@ -157,16 +157,20 @@ def _find_misfits(config: ConfigDict, sound: Callable[..., bool]) -> Iterator[st
             f'optim.min_lr={optim.min_lr} is above the peak learning rate {peak_lr(config):.3g}, which is '
             f'optim.base_lr={optim.base_lr} scaled by {optim.lr_scaling}; min_lr itself is not scaled.'
         )
-    if sound('optim.base_lr', 'optim.lr_scaling', 'batch_size') and optim.warmup_lr > peak_lr(config):
-        yield (
-            f'optim.warmup_lr={optim.warmup_lr} is above the peak learning rate {peak_lr(config):.3g}; it is not scaled.'
-        )
+    if sound('optim.base_lr', 'optim.warmup_lr') and optim.warmup_lr > optim.base_lr:
+        yield f'optim.warmup_lr={optim.warmup_lr} is above optim.base_lr={optim.base_lr}, to which the warm-up rises.'
     if optim.schedule == 'step':
         epochs = optim.step_epochs
         if not epochs or not all(type(epoch) in (int, float) for epoch in epochs):
             yield f"optim.schedule='step' needs optim.step_epochs, numbers such as 700, not {epochs}."
         elif list(epochs) != sorted(set(epochs)) or epochs[0] < optim.warmup_epochs:
             yield f'optim.step_epochs={epochs} must rise, and begin after optim.warmup_epochs={optim.warmup_epochs}.'
+        elif config.steps == 0 and epochs[-1] >= config.epochs:
+            yield (
+                f'optim.step_epochs={epochs} is not reached in epochs={config.epochs}; '
+                f'set --config.optim.step_epochs={0.875 * config.epochs:g}, or --config.optim.schedule=cosine and '
+                '--config.optim.step_epochs=().'
+            )
     elif optim.step_epochs:
         yield f"optim.step_epochs={optim.step_epochs} has no effect unless optim.schedule='step'."
     if sound('data.scale') and not 0 < data.scale[0] <= data.scale[1] <= 1:

@@ -45,7 +45,7 @@ def default_config() -> ConfigDict:
     # After the warm-up: cosine to min_lr, cosine_beit (BEiT's table: the warm-up ends one step earlier), step, constant.
     optim.schedule = 'cosine'
     optim.warmup_epochs = 40.0  # linear; 0: off
-    optim.warmup_lr = 0.0  # where the warm-up starts, absolute
+    optim.warmup_lr = 0.0  # where the warm-up starts, before lr_scaling
     optim.min_lr = 0.0  # end of the cosine, absolute
     optim.step_epochs = ()  # step: where the lr is multiplied by step_factor
     optim.step_factor = 0.1

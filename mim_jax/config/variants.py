@@ -84,6 +84,8 @@ SMALL = {
     'optim.base_lr': 1e-3,
     'optim.lr_scaling': 'none',
     'optim.warmup_lr': 0.0,
+    'optim.schedule': 'cosine',
+    'optim.step_epochs': (),
     'optim.min_lr': 0.0,
     'data.threads': 2,
     'checkpoint.milestone_epochs': 0.0,
@@ -126,14 +128,15 @@ def apply_variants(config: ConfigDict, variants: str) -> ConfigDict:
 
 def _apply_model(config: ConfigDict, model: str) -> None:
     vit, cvit, patch_size = re.fullmatch(MODEL, model).groups()
-    if ('mcmae' in config) != bool(cvit):
+    section = config.get(config.base, {})
+    if ('stage_widths' in section) != bool(cvit):
         raise ConfigError(
             f"Variant '{model}': MCMAE has an encoder of its own, with sizes cvit_{{{','.join(CVIT_SIZES)}}}PATCH, such as "
             "cvit_s16; the other methods' are vit_s16 and so on."
         )
     if cvit:
-        *sizes, config.mcmae.stage_widths = CVIT_SIZES[cvit]
-        config.mcmae.stage_depths = (2, 2)
+        *sizes, section.stage_widths = CVIT_SIZES[cvit]
+        section.stage_depths = (2, 2)
     else:
         sizes = VIT_SIZES[vit]
     config.encoder.width, config.encoder.depth, config.encoder.heads = sizes
@@ -149,7 +152,9 @@ def _apply_scale(config: ConfigDict, scale: str) -> None:
 def _apply_dataset(config: ConfigDict, dataset: str) -> None:
     config.image_size, config.encoder.patch_size = (32, 4) if dataset in TINY_IMAGES else (224, 16)
     if dataset in FEW_IMAGES:
-        config.batch_size = min(config.batch_size, 128)
+        batch = min(config.batch_size, 128)
+        config.optim.min_lr *= batch / config.batch_size  # else it may be above the peak of so small a batch
+        config.batch_size = batch
     own = {} if config.data.mean == IMAGENET_MEAN else {'mean': config.data.mean, 'std': config.data.std}
     config.data.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD} | DATASETS[dataset] | own)
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 GREY = 0.5
 GIVEN = (
     'The targets were normalised per patch. Predictions are un-normalised with the true mean and deviation of each '
-    'hidden patch{each}, which the model never sees: colours and contrast here are partly given, not predicted.'
+    'hidden patch{each} of what is predicted, which the model never sees: colours and contrast here are partly given, '
+    'not predicted.'
 )
 CAPTIONS = {
     'patch': GIVEN.format(each=''),

@@ -170,12 +170,19 @@ def momentum_ramp(start: float, dynamic: bool, steps_per_epoch: float) -> Callab
 # -- settings ----------------------------------------------------------------------------------------------------------
 def _scale_blocks(side: int, *sizes: int) -> tuple[int, int, int]:
     """Patches in blocks, in the smallest and in the largest, on a grid of side x side. Raises Refused."""
+    if min(sizes) < 1 or sizes[1] > sizes[2]:
+        raise Refused(
+            f'bootmae.{{block_patches, smallest_block, largest_block}}={sizes} must be at least 1, and smallest_block at most '
+            'largest_block.'
+        )
     masked, smallest, largest = (max(1, round(size * side * side / RELEASED_PATCHES)) for size in sizes)
     try:
         check_blocks(side, side, masked, smallest, largest)
     except ValueError as error:
         names = 'block_patches, smallest_block, largest_block'
-        raise Refused(f'bootmae.{{{names}}}={sizes} on {side} x {side} patches: {error}.') from error
+        raise Refused(
+            f'bootmae.{{{names}}}={sizes}, scaled to ({masked}, {smallest}, {largest}) for {side} x {side} patches: {error}.'
+        ) from error
     return masked, smallest, largest
 
 
@@ -190,5 +197,5 @@ def _check(patches: int, heads: int, roll: int, width: int, depth: int, feature_
         raise Refused(f'bootmae.decoder_depth={depth} must be at least 1 block.')
     if feature_weight <= 0:
         raise Refused(f'bootmae.feature_weight={feature_weight} must be above 0, or a decoder would learn nothing.')
-    if not 0 < momentum < 1:
-        raise Refused(f'bootmae.ema_momentum={momentum} must be above 0 and below 1.')
+    if not 0 < momentum <= 0.9999:
+        raise Refused(f'bootmae.ema_momentum={momentum} must be above 0 and at most 0.9999, to which it rises.')

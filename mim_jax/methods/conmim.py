@@ -9,7 +9,10 @@ Where this differs from the released code, and why:
   the teacher's stay at their initial values. Neither is read in pre-training.
 - Augmentation runs on the device in floating point, without rounding to 8 bits between operations (see photometric.py).
 - With drop-path, which ConMIM does not use, the teacher drops nothing; the released one, in training mode, would.
-- The momentum schedule, and under accumulation the teacher, count optimizer steps; the released code has no accumulation.
+- The released code has no accumulation. Here the teacher moves once per optimizer step, and its momentum counts these;
+  BatchNorm's groups are made within a micro-batch, so accumulate changes which images share statistics.
+- The projector is float32 whatever `dtype` is: the released one runs in fp16, whose three more bits than bf16's matter there
+  (tests/test_precision.py).
 - An unused classifier over visual words (lm_head) is left out.
 """
 
@@ -53,7 +56,7 @@ def conmim(
     for none; bn_images: how many images share the projector's BatchNorm statistics (64, those of one GPU, in the released
     code), 0 for all of a micro-batch; momentum: the teacher's at step 0, rising to 1. Raises Refused.
     """
-    _check(config, temperature, bn_images, momentum, projector_width, projector_output)
+    _check(config, layer_scale, temperature, bn_images, momentum, projector_width, projector_output)
     sizes, dtype = config.encoder, jnp.dtype(config.dtype)
     side = config.image_size // sizes.patch_size
     encoder = ViT(
@@ -74,7 +77,7 @@ def conmim(
         dtype=dtype,
     )
     widths = (projector_width, projector_width, projector_output)
-    projector = Projector(widths, last_norm=True, group_images=bn_images, scheme='beit', dtype=dtype)
+    projector = Projector(widths, last_norm=True, group_images=bn_images, scheme='beit', dtype=jnp.float32)
     return Recipe(
         config=config,
         papers=('conmim',),
@@ -106,9 +109,13 @@ def contrast(temperature: float) -> Callable[[Forward], dict[str, jax.Array]]:
     return loss
 
 
-def _check(config: Any, temperature: float, bn_images: int, momentum: float, width: int, output: int) -> None:
+def _check(
+    config: Any, layer_scale: float, temperature: float, bn_images: int, momentum: float, width: int, output: int
+) -> None:
     if config.encoder.positions != 'fixed':
         raise Refused('ConMIM has no absolute positions, only relative biases; leave encoder.positions at fixed.')
+    if layer_scale < 0:
+        raise Refused(f'conmim.layer_scale={layer_scale} must not be negative; 0 leaves LayerScale out.')
     if temperature <= 0:
         raise Refused(f'conmim.temperature={temperature} must be above 0.')
     if not 0 <= momentum <= 1:

@@ -1,7 +1,8 @@
 """MAE: masked autoencoders (He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022).
 
 A random quarter of the patches is encoded; a light decoder, given the latent and mask tokens, predicts the pixels of the
-masked patches, each normalised by its own mean and deviation. Numerics: facebookresearch/mae (models_mae.py).
+masked patches, each normalised by its own mean and deviation. Numerics: facebookresearch/mae (models_mae.py), without
+exceptions; encoder.drop_path and encoder.positions=learned, which its pre-training lacks, are additions and off.
 """
 
 from __future__ import annotations
@@ -38,10 +39,7 @@ def mae(
     sizes, dtype = config.encoder, jnp.dtype(config.dtype)
     side = config.image_size // sizes.patch_size
     visible = visible_count(side * side, mask_ratio)
-    if decoder_width % decoder_heads or decoder_width % 4:
-        raise Refused(
-            f'{config.base}.decoder_width={decoder_width} must be divisible by 4 and by decoder_heads={decoder_heads}.'
-        )
+    check_decoder(config.base, decoder_width, decoder_depth, decoder_heads)
     shared = {'scan': sizes.scan, 'remat': sizes.remat, 'dtype': dtype}
     encoder = ViT(
         sizes.patch_size,
@@ -67,6 +65,15 @@ def mae(
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
     )
+
+
+def check_decoder(method: str, width: int, depth: int, heads: int) -> None:
+    """Raise Refused unless a decoder can have these sizes."""
+    if min(width, depth, heads) < 1 or width % heads or width % 4:
+        raise Refused(
+            f'{method}.decoder_width={width}, decoder_depth={depth}, decoder_heads={heads}: each must be at least 1, and the '
+            'width divisible by the heads and by 4, which sin-cos positions need.'
+        )
 
 
 def pixel_target(normalise: bool) -> Callable[[Forward], jax.Array]:

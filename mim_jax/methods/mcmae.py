@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from mim_jax.errors import Refused
-from mim_jax.methods.mae import masked_pixels, pixel_target
+from mim_jax.methods.mae import check_decoder, masked_pixels, pixel_target
 from mim_jax.methods.masking import random_scores, visible_count
 from mim_jax.models.conv_vit import ConvViT
 from mim_jax.models.decoder import Decoder
@@ -54,10 +54,7 @@ def mcmae(
     for name, values in {'stage_widths': stage_widths, 'stage_depths': stage_depths}.items():
         if len(values) != 2 or min(values) < 1:
             raise Refused(f'mcmae.{name}={values} must be two numbers of at least 1, one for each convolution stage.')
-    if decoder_width % decoder_heads or decoder_width % 4:
-        raise Refused(
-            f'mcmae.decoder_width={decoder_width} must be divisible by 4 and by decoder_heads={decoder_heads}.'
-        )
+    check_decoder('mcmae', decoder_width, decoder_depth, decoder_heads)
     shared = {'scan': sizes.scan, 'remat': sizes.remat, 'dtype': dtype}
     encoder = ConvViT(
         sizes.patch_size,

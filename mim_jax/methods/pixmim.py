@@ -49,7 +49,7 @@ def pixmim(
     """
     side = config.image_size
     radius = low_pass_radius * side / 224 if scale_radius else low_pass_radius
-    if not low_pass_disc(side, side, radius).any():
+    if low_pass_radius <= 0 or not low_pass_disc(side, side, radius).any():
         raise Refused(
             f'pixmim.low_pass_radius={low_pass_radius} keeps no frequency of a {side}-pixel image; make it larger.'
         )

@@ -31,7 +31,8 @@ def simmim(config: Any, *, mask_ratio: float = 0.6, mask_cell: int = 2, layer_sc
     """The base recipe.
 
     mask_ratio: share of cells hidden, in (0,1), rounded up to whole cells; mask_cell: side of a cell in patches (2: 32
-    pixels at patch 16); layer_scale: initial factor of every residual branch. Drop-path is encoder.drop_path (0.1 there).
+    pixels at patch 16); layer_scale: initial factor of every residual branch, 0 for none. Drop-path is encoder.drop_path
+    (0.1 there).
     """
     sizes, dtype = config.encoder, jnp.dtype(config.dtype)
     side = config.image_size // sizes.patch_size
@@ -39,6 +40,8 @@ def simmim(config: Any, *, mask_ratio: float = 0.6, mask_cell: int = 2, layer_sc
         raise Refused(
             'simmim has no absolute positions to learn, only a table of relative ones; set encoder.positions=fixed.'
         )
+    if layer_scale < 0:
+        raise Refused(f'simmim.layer_scale={layer_scale} must not be negative; 0 leaves LayerScale out.')
     encoder = ViT(
         sizes.patch_size,
         sizes.width,
@@ -50,7 +53,7 @@ def simmim(config: Any, *, mask_ratio: float = 0.6, mask_cell: int = 2, layer_sc
         relative_bias=True,
         qkv_bias='qv',
         drop_path=sizes.drop_path,
-        layer_scale=layer_scale,
+        layer_scale=layer_scale or None,
         scheme='beit',
         scan=sizes.scan,
         remat=sizes.remat,

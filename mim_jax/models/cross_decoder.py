@@ -117,7 +117,7 @@ class CrossDecoder(nn.Module):
         embedding = gather_tokens(jnp.concatenate([tokens.patches, mask], axis=1), plan.restore)
         positions = jnp.asarray(sincos_positions(*self.grid, self.width, row_first=True), self.dtype)
         placed = embedding + jnp.where(plan.masked[..., None], positions, 0)
-        memory, x = keep_split(memory), tokens.replace(patches=placed).joined()
+        memory, x = keep_split(memory), tokens.replace(patches=placed).joined().astype(jnp.float32)
         outputs, queries_keys = [], []
         for block in self.blocks:
             x, pair = block(x, memory)

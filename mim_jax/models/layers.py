@@ -23,8 +23,12 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, x/2 (1 + erf(x / sqrt 2)); written with erf because XLA:CPU is far slower on erfc (design/feasibility 8)."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+    """Exact GELU, x/2 (1 + erf(x / sqrt 2)), computed in fp32: 1 + erf cancels for negative x.
+
+    Written with erf because XLA:CPU is far slower on erfc (design/feasibility 8).
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -150,7 +154,11 @@ def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array) -> jax.Arra
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with optional LayerScale and drop-path."""
+    """Pre-norm transformer block with optional LayerScale and drop-path.
+
+    The residual stream keeps the type it comes in, fp32 from `run_blocks`, whatever `dtype` the branches are computed in:
+    in bf16 a branch scaled by a small LayerScale would be rounded away when it is added.
+    """
 
     heads: int
     mlp_ratio: float = 4.0
@@ -177,7 +185,7 @@ class Block(nn.Module):
         if self.layer_scale is None:
             return y
         gamma = self.param(name, nn.initializers.constant(self.layer_scale), (y.shape[-1],))
-        return y * gamma.astype(y.dtype)
+        return y * gamma
 
 
 def make_blocks(depth: int, scan: bool, remat: str, **block: Any) -> list[nn.Module] | nn.Module:
@@ -209,8 +217,9 @@ def drop_rates(rate: float, depth: int) -> jax.Array:
 def run_blocks(
     blocks: Sequence[nn.Module] | nn.Module, x: jax.Array, rates: jax.Array, bias: jax.Array | None = None
 ) -> tuple[tuple[jax.Array, ...], tuple[tuple[jax.Array, jax.Array], ...]]:
-    """f[B,T,D], drop-path rates f32[depth], bias of all blocks' attention -> every block's output and (q, k)."""
+    """f[B,T,D], drop-path rates f32[depth], bias of all blocks' attention -> every block's output, f32, and (q, k)."""
     depth = len(rates)
+    x = x.astype(jnp.float32)  # as PyTorch's autocast has it; see Block
     layers = jnp.arange(1.0, depth + 1.0)
     if isinstance(blocks, nn.Module):
         _, (outputs, (queries, keys)) = blocks(x, rates, layers, bias)

@@ -95,7 +95,7 @@ def make_program(recipe: Recipe, mesh: Mesh) -> Program:
         optim.min_lr,
         optim.warmup_epochs * config.steps_per_epoch,
         config.steps,
-        optim.warmup_lr,
+        optim.warmup_lr * peak_lr(config) / optim.base_lr,
         tuple(epoch * config.steps_per_epoch for epoch in optim.step_epochs),
         optim.step_factor,
     )

@@ -72,7 +72,10 @@ def test_wrong_shapes_are_refused(images, masked):
 
 
 def test_caption_admits_the_true_statistics():
-    assert 'true mean and deviation of each hidden patch, which the model never sees' in reconstruct.CAPTIONS['patch']
+    assert (
+        'true mean and deviation of each hidden patch of what is predicted, which the model never sees'
+        in reconstruct.CAPTIONS['patch']
+    )
     assert 'data set only' in reconstruct.CAPTIONS['none']
 
 

@@ -119,13 +119,16 @@ def test_order_inside_the_groups_is_random(config):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'block_patches': 200}, r'bootmae\.\{block_patches, .*=\(200, 16, 60\) on 14 x 14 patches: cannot mask 200'),
-        ({'smallest_block': 61}, 'blocks of 61 to 60'),
+        (
+            {'block_patches': 200},
+            r'bootmae\.\{block_patches, .*=\(200, 16, 60\), scaled to \(200, 16, 60\) for 14 x 14 patches: cannot',
+        ),
+        ({'smallest_block': 61}, 'smallest_block at most largest_block'),
         ({'mask_roll': 0}, r'mask_roll=0 must be at least 1'),
         ({'decoder_width': 18}, r'decoder_width=18 must be divisible by 4'),
         ({'decoder_depth': 0}, r'decoder_depth=0 must be at least 1'),
         ({'feature_weight': 0.0}, r'feature_weight=0.0 must be above 0'),
-        ({'ema_momentum': 1.0}, r'ema_momentum=1.0 must be above 0 and below 1'),
+        ({'ema_momentum': 1.0}, r'ema_momentum=1.0 must be above 0 and at most 0.9999'),
         ({'mask_ratio': 1.0}, 'mask_ratio of 1.0 leaves 0 of 196 patches visible'),
     ],
 )
