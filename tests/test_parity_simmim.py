@@ -12,13 +12,12 @@ from base_ours import run_ours, train_ours
 from parity_rules import GOLDEN, largest_difference, sample_all, under
 from tiny_runs import QUICK
 
-from mim_jax.config import peak_lr
 from mim_jax.forward import create_parameters
 from mim_jax.interop.layout import to_ours, to_theirs
 from mim_jax.interop.simmim import SIMMIM
 from mim_jax.methods.masking import visible_in_cells
 from mim_jax.parallel.rules import flatten_with_paths
-from mim_jax.training.optim import learning_rate
+from mim_jax.training.assemble import make_schedule
 
 SETTLED = 1e-4  # where a gradient is below this share of its parameter's largest, Adam's first step hangs on rounding
 
@@ -114,18 +113,9 @@ def test_weights_start_as_theirs(stored):
 
 def test_learning_rate_follows_the_released_scheduler(stored):
     config = load_config()
-    optim, per_epoch = config.optim, 10
     assert (config.batch_size, config.epochs) == (2048, 800.0)
-    rate_at = learning_rate(
-        optim.schedule,
-        peak_lr(config),
-        optim.min_lr,
-        optim.warmup_epochs * per_epoch,
-        int(config.epochs * per_epoch),
-        optim.warmup_lr,
-        tuple(epoch * per_epoch for epoch in optim.step_epochs),
-        optim.step_factor,
-    )
+    config.steps_per_epoch, config.steps = 10.0, 8000
+    rate_at = make_schedule(config)
     for update, rate in stored['rates']:
         np.testing.assert_allclose(rate_at(jnp.asarray(update, jnp.int32)), rate, rtol=1e-6, err_msg=str(update))
 

@@ -147,10 +147,14 @@ def test_a_mask_of_nothing_or_everything_is_refused(ratio):
         mae(tiny_config(), mask_ratio=ratio, decoder_width=16, decoder_heads=2)
 
 
-@pytest.mark.parametrize(('width', 'heads'), [(18, 2), (16, 3)])
-def test_a_decoder_that_cannot_be_built_is_refused(width, heads):
-    with pytest.raises(Refused, match=rf'mae\.decoder_width={width} must be divisible by 4 and by'):
-        mae(tiny_config(), decoder_width=width, decoder_heads=heads)
+@pytest.mark.parametrize(
+    ('width', 'depth', 'heads'), [(18, 1, 2), (16, 1, 3), (16, 1, 0), (16, 1, -4), (0, 1, 2), (16, 0, 2)]
+)
+def test_a_decoder_that_cannot_be_built_is_refused(width, depth, heads):
+    with pytest.raises(
+        Refused, match=rf'decoder_width={width}, decoder_depth={depth}, decoder_heads={heads}: each must be'
+    ):
+        mae(tiny_config(), decoder_width=width, decoder_depth=depth, decoder_heads=heads)
 
 
 def test_refused_is_an_error_of_the_user():

@@ -122,6 +122,8 @@ def own_rows(images: np.ndarray) -> np.ndarray:
 def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int], dict[str, float]]:
     """Reconstructions of fixed test images under fixed masks, and the curves so far, as PNG files."""
     recipe, config = session.recipe, session.config
+    if not recipe.pictures:
+        session.report(f'{recipe.name} predicts no pixels, so pictures.every_epochs draws curves only.')
     count = config.pictures.count
     crop = Crop('center', config.image_size, config.data.interpolation)
     shown = next(iter(read(test, crop, count, count, config)))

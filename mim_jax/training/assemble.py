@@ -86,19 +86,25 @@ class Program:
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, (), {}, key)
 
 
-def make_program(recipe: Recipe, mesh: Mesh) -> Program:
-    """Schedule, optimizer, shardings, teachers, step, all as the recipe's config says."""
-    config, optim = recipe.config, recipe.config.optim
-    rate_at = learning_rate(
+def make_schedule(config: Any) -> Callable[[Any], jax.Array]:
+    """optimizer step -> learning rate, of a recipe's config (the length of the run filled in)."""
+    optim, peak = config.optim, peak_lr(config)
+    return learning_rate(
         optim.schedule,
-        peak_lr(config),
+        peak,
         optim.min_lr,
         optim.warmup_epochs * config.steps_per_epoch,
         config.steps,
-        optim.warmup_lr * peak_lr(config) / optim.base_lr,
+        optim.warmup_lr * peak / optim.base_lr,
         tuple(epoch * config.steps_per_epoch for epoch in optim.step_epochs),
         optim.step_factor,
     )
+
+
+def make_program(recipe: Recipe, mesh: Mesh) -> Program:
+    """Schedule, optimizer, shardings, teachers, step, all as the recipe's config says."""
+    config, optim = recipe.config, recipe.config.optim
+    rate_at = make_schedule(config)
     optimizer = make_optimizer(optim, rate_at)
     abstract = abstract_state(recipe, optimizer, mesh)
     frozen = load_frozen(recipe)
