@@ -117,7 +117,7 @@ def test_statistics_over_a_divisor_or_all_of_the_images_are_not_refused(bn_image
 
 
 def test_learned_positions_are_refused():
-    with pytest.raises(Refused, match='ConMIM has no absolute positions'):
+    with pytest.raises(Refused, match='conmim has no absolute positions to learn'):
         conmim(tiny_config(encoder={'positions': 'learned'}))
 
 

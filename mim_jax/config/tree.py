@@ -48,7 +48,7 @@ def default_config() -> ConfigDict:
     optim.warmup_lr = 0.0  # where the warm-up starts, before lr_scaling
     optim.min_lr = 0.0  # end of the cosine, absolute
     optim.step_epochs = ()  # step: where the lr is multiplied by step_factor
-    optim.step_factor = 0.1
+    optim.step_factor = 0.1  # step: by which
     optim.clip_norm = 0.0  # global gradient norm; 0: off
 
     config.data = data = ConfigDict()

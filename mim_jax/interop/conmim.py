@@ -4,10 +4,10 @@ BatchNorm's running statistics have role paths like parameters, 'objectives/cont
 'mean' and 'var', tell them apart. Source: TencentARC/ConMIM modeling_pretrain.py, utils.py (save_model, save_model_copy).
 """
 
-from mim_jax.interop.layout import PATCHES, Entry, Layout, linear, norm
+from mim_jax.interop.layout import Entry, Layout, linear, norm
+from mim_jax.interop.timm import beit_encoder
 from mim_jax.tokens import relative_index
 
-_BLOCK = 'encoder/block_{i}'
 _PROJECTOR = 'objectives/contrast/projector'
 
 
@@ -18,21 +18,7 @@ def _statistics(ours: str, theirs: str) -> tuple[Entry, ...]:
 CONMIM = Layout(
     name='ConMIM',
     entries=(
-        *linear('encoder/patch_embed', 'patch_embed.proj', form=PATCHES),
-        Entry('encoder/cls_token', 'cls_token'),
-        Entry('encoder/mask_token', 'mask_token'),
-        Entry('encoder/relative_bias_table', 'rel_pos_bias.relative_position_bias_table'),
-        *norm(f'{_BLOCK}/norm1', 'blocks.{i}.norm1'),
-        *linear(f'{_BLOCK}/attn/qkv', 'blocks.{i}.attn.qkv', bias=False),
-        Entry(f'{_BLOCK}/attn/q_bias', 'blocks.{i}.attn.q_bias'),
-        Entry(f'{_BLOCK}/attn/v_bias', 'blocks.{i}.attn.v_bias'),
-        *linear(f'{_BLOCK}/attn/out', 'blocks.{i}.attn.proj'),
-        Entry(f'{_BLOCK}/gamma_1', 'blocks.{i}.gamma_1'),
-        *norm(f'{_BLOCK}/norm2', 'blocks.{i}.norm2'),
-        *linear(f'{_BLOCK}/mlp/fc1', 'blocks.{i}.mlp.fc1'),
-        *linear(f'{_BLOCK}/mlp/fc2', 'blocks.{i}.mlp.fc2'),
-        Entry(f'{_BLOCK}/gamma_2', 'blocks.{i}.gamma_2'),
-        *norm('encoder/norm', 'norm'),
+        *beit_encoder(),
         *linear(f'{_PROJECTOR}/fc1', 'projectors.0', bias=False),
         *norm(f'{_PROJECTOR}/bn1', 'projectors.1'),
         *_statistics(f'{_PROJECTOR}/bn1', 'projectors.1'),

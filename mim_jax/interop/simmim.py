@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from mim_jax.interop.layout import PATCHES, Entry, Form, Layout, linear, norm
+from mim_jax.interop.layout import Entry, Form, Layout
+from mim_jax.interop.timm import beit_encoder
 from mim_jax.tokens import relative_index
 
 
@@ -27,26 +28,10 @@ SHUFFLE_KERNEL = Form(
     lambda a: _to_shuffle_order(a).T[:, :, None, None],
 )
 
-_OURS, _THEIRS = 'encoder/block_{i}', 'encoder.blocks.{i}'
-
 SIMMIM = Layout(
     'microsoft/SimMIM',
     entries=(
-        *linear('encoder/patch_embed', 'encoder.patch_embed.proj', form=PATCHES),
-        Entry('encoder/cls_token', 'encoder.cls_token'),
-        Entry('encoder/mask_token', 'encoder.mask_token'),
-        Entry('encoder/relative_bias_table', 'encoder.rel_pos_bias.relative_position_bias_table'),
-        *norm(f'{_OURS}/norm1', f'{_THEIRS}.norm1'),
-        *linear(f'{_OURS}/attn/qkv', f'{_THEIRS}.attn.qkv', bias=False),
-        Entry(f'{_OURS}/attn/q_bias', f'{_THEIRS}.attn.q_bias'),
-        Entry(f'{_OURS}/attn/v_bias', f'{_THEIRS}.attn.v_bias'),
-        *linear(f'{_OURS}/attn/out', f'{_THEIRS}.attn.proj'),
-        Entry(f'{_OURS}/gamma_1', f'{_THEIRS}.gamma_1'),
-        *norm(f'{_OURS}/norm2', f'{_THEIRS}.norm2'),
-        *linear(f'{_OURS}/mlp/fc1', f'{_THEIRS}.mlp.fc1'),
-        *linear(f'{_OURS}/mlp/fc2', f'{_THEIRS}.mlp.fc2'),
-        Entry(f'{_OURS}/gamma_2', f'{_THEIRS}.gamma_2'),
-        *norm('encoder/norm', 'encoder.norm'),
+        *beit_encoder('encoder.'),
         Entry('decoder/pixels/linear/kernel', 'decoder.0.weight', SHUFFLE_KERNEL),
         Entry('decoder/pixels/linear/bias', 'decoder.0.bias', SHUFFLE_BIAS),
     ),

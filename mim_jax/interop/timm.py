@@ -41,11 +41,31 @@ def encoder_positions(recipe: Recipe) -> np.ndarray:
     return np.concatenate([np.zeros((int(encoder.cls), encoder.width), np.float32), table])[None]
 
 
-ENDS = (
-    *linear('encoder/patch_embed', 'patch_embed.proj', form=PATCHES),
-    Entry('encoder/cls_token', 'cls_token'),
-    *norm('encoder/norm', 'norm'),
-)
+def vit_ends(prefix: str = '') -> tuple[Entry, ...]:
+    """What is not in the blocks; prefix: before every name."""
+    return (
+        *linear('encoder/patch_embed', f'{prefix}patch_embed.proj', form=PATCHES),
+        Entry('encoder/cls_token', f'{prefix}cls_token'),
+        *norm('encoder/norm', f'{prefix}norm'),
+    )
+
+
+def beit_encoder(prefix: str = '') -> tuple[Entry, ...]:
+    """A whole BEiT encoder as timm, SimMIM and ConMIM store it; the mask token is in released files, not in timm's model."""
+    attention = {f'attn/{name}': f'attn.{name}' for name in ('q_bias', 'v_bias')}
+    return (
+        *vit_ends(prefix),
+        Entry('encoder/relative_bias_table', f'{prefix}rel_pos_bias.relative_position_bias_table'),
+        Entry('encoder/mask_token', f'{prefix}mask_token'),
+        *timm_blocks('encoder', f'{prefix}blocks'),
+        *(
+            Entry(f'encoder/block_{{i}}/{ours}', f'{prefix}blocks.{{i}}.{theirs}')
+            for ours, theirs in {**attention, 'gamma_1': 'gamma_1', 'gamma_2': 'gamma_2'}.items()
+        ),
+    )
+
+
+ENDS = vit_ends()
 CLASSIFIERS = {r'(head|fc_norm|head_drop)\..*': 'part of a classifier'}
 
 TIMM_VIT = Layout(  # timm 1, VisionTransformer(num_classes=0).state_dict()
@@ -57,21 +77,7 @@ TIMM_VIT = Layout(  # timm 1, VisionTransformer(num_classes=0).state_dict()
 
 TIMM_BEIT = Layout(  # timm 1, Beit(use_abs_pos_emb=False, use_shared_rel_pos_bias=True, init_values=...).state_dict()
     name='timm Beit',
-    entries=(
-        *ENDS,
-        Entry('encoder/relative_bias_table', 'rel_pos_bias.relative_position_bias_table'),
-        Entry('encoder/mask_token', 'mask_token'),  # in BEiT's own files; timm's model has none
-        *timm_blocks('encoder', 'blocks'),
-        *(
-            Entry(f'encoder/block_{{i}}/{ours}', f'blocks.{{i}}.{theirs}')
-            for ours, theirs in {
-                'attn/q_bias': 'attn.q_bias',
-                'attn/v_bias': 'attn.v_bias',
-                'gamma_1': 'gamma_1',
-                'gamma_2': 'gamma_2',
-            }.items()
-        ),
-    ),
+    entries=beit_encoder(),
     ignored={**CLASSIFIERS, r'.*relative_position_index': 'an index table, computed here'},
 )
 

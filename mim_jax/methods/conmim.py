@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.errors import Refused
+from mim_jax.methods.encoders import beit_encoder
 from mim_jax.methods.masking import cell_scores, visible_in_cells
 from mim_jax.models.neck import Last
 from mim_jax.models.projector import Projector
-from mim_jax.models.vit import ViT
 from mim_jax.objectives.contrast import denoising_contrast
 from mim_jax.photometric import jitter_gray_blur_solarize
 from mim_jax.recipe import EMA, Masking, Objective, Recipe, View
@@ -56,26 +56,9 @@ def conmim(
     for none; bn_images: how many images share the projector's BatchNorm statistics (64, those of one GPU, in the released
     code), 0 for all of a micro-batch; momentum: the teacher's at step 0, rising to 1. Raises Refused.
     """
-    _check(config, layer_scale, temperature, bn_images, momentum, projector_width, projector_output)
-    sizes, dtype = config.encoder, jnp.dtype(config.dtype)
-    side = config.image_size // sizes.patch_size
-    encoder = ViT(
-        sizes.patch_size,
-        sizes.width,
-        sizes.depth,
-        sizes.heads,
-        (side, side),
-        mask_tokens=True,
-        positions='none',
-        relative_bias=True,
-        qkv_bias='qv',
-        drop_path=sizes.drop_path,
-        layer_scale=layer_scale or None,
-        scheme='beit',
-        scan=sizes.scan,
-        remat=sizes.remat,
-        dtype=dtype,
-    )
+    _check(config, temperature, bn_images, momentum, projector_width, projector_output)
+    encoder = beit_encoder(config, 'conmim', layer_scale)
+    side = config.image_size // encoder.patch_size
     widths = (projector_width, projector_width, projector_output)
     projector = Projector(widths, last_norm=True, group_images=bn_images, scheme='beit', dtype=jnp.float32)
     return Recipe(
@@ -109,13 +92,7 @@ def contrast(temperature: float) -> Callable[[Forward], dict[str, jax.Array]]:
     return loss
 
 
-def _check(
-    config: Any, layer_scale: float, temperature: float, bn_images: int, momentum: float, width: int, output: int
-) -> None:
-    if config.encoder.positions != 'fixed':
-        raise Refused('ConMIM has no absolute positions, only relative biases; leave encoder.positions at fixed.')
-    if layer_scale < 0:
-        raise Refused(f'conmim.layer_scale={layer_scale} must not be negative; 0 leaves LayerScale out.')
+def _check(config: Any, temperature: float, bn_images: int, momentum: float, width: int, output: int) -> None:
     if temperature <= 0:
         raise Refused(f'conmim.temperature={temperature} must be above 0.')
     if not 0 <= momentum <= 1:

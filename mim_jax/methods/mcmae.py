@@ -14,18 +14,16 @@ Source: Alpha-VL/ConvMAE (models_convmae.py, vision_transformer.py). Where we ch
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 
 from mim_jax.errors import Refused
-from mim_jax.methods.mae import check_decoder, masked_pixels, pixel_target
-from mim_jax.methods.masking import random_scores, visible_count
+from mim_jax.methods.mae import mae
 from mim_jax.models.conv_vit import ConvViT
-from mim_jax.models.decoder import Decoder
-from mim_jax.models.neck import Last
 from mim_jax.models.stages import AddStages
-from mim_jax.recipe import DecoderPart, Masking, Objective, Picture, Recipe, View
+from mim_jax.recipe import Recipe
 
 
 def mcmae(
@@ -45,8 +43,6 @@ def mcmae(
     channels and blocks of the two convolution stages.
     """
     sizes, dtype = config.encoder, jnp.dtype(config.dtype)
-    side = config.image_size // sizes.patch_size
-    visible = visible_count(side * side, mask_ratio)
     if sizes.patch_size % 4:
         raise Refused(
             f'encoder.patch_size={sizes.patch_size} must be divisible by 4: mcmae halves it twice for its convolution stages.'
@@ -54,31 +50,26 @@ def mcmae(
     for name, values in {'stage_widths': stage_widths, 'stage_depths': stage_depths}.items():
         if len(values) != 2 or min(values) < 1:
             raise Refused(f'mcmae.{name}={values} must be two numbers of at least 1, one for each convolution stage.')
-    check_decoder('mcmae', decoder_width, decoder_depth, decoder_heads)
-    shared = {'scan': sizes.scan, 'remat': sizes.remat, 'dtype': dtype}
+    base = mae(
+        config,
+        mask_ratio=mask_ratio,
+        norm_pix_loss=norm_pix_loss,
+        decoder_width=decoder_width,
+        decoder_depth=decoder_depth,
+        decoder_heads=decoder_heads,
+    )
     encoder = ConvViT(
         sizes.patch_size,
         sizes.width,
         sizes.depth,
         sizes.heads,
-        (side, side),
+        base.grid,
         stage_widths,
         stage_depths,
         learned_positions=sizes.positions == 'learned',
         drop_path=sizes.drop_path,
-        **shared,
+        scan=sizes.scan,
+        remat=sizes.remat,
+        dtype=dtype,
     )
-    decoder = Decoder(decoder_width, decoder_depth, decoder_heads, sizes.patch_size**2 * 3, (side, side), **shared)
-    return Recipe(
-        config=config,
-        papers=('mcmae',),
-        encoder=encoder,
-        masking=Masking(random_scores, visible),
-        views={'main': View(crop='main')},
-        neck={'last': Last(), 'stages': AddStages(dtype)},
-        decoders={'pixels': DecoderPart(decoder)},
-        objectives={'pixels': Objective(masked_pixels('pixels', pixel_target(norm_pix_loss)), kind='reconstruct')},
-        pictures={'pixels': Picture('pixels', 'patch' if norm_pix_loss else 'none')},
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-    )
+    return replace(base, papers=('mcmae',), encoder=encoder, neck={**base.neck, 'stages': AddStages(dtype)})

@@ -18,12 +18,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mim_jax.errors import Refused
+from mim_jax.methods.encoders import beit_encoder
 from mim_jax.methods.mae import masked_pixels, pixel_target
 from mim_jax.methods.masking import cell_scores, visible_in_cells
 from mim_jax.models.heads import LinearHead
 from mim_jax.models.neck import Last
-from mim_jax.models.vit import ViT
 from mim_jax.recipe import DecoderPart, Masking, Objective, Picture, Recipe, View
 
 
@@ -34,32 +33,9 @@ def simmim(config: Any, *, mask_ratio: float = 0.6, mask_cell: int = 2, layer_sc
     pixels at patch 16); layer_scale: initial factor of every residual branch, 0 for none. Drop-path is encoder.drop_path
     (0.1 there).
     """
-    sizes, dtype = config.encoder, jnp.dtype(config.dtype)
-    side = config.image_size // sizes.patch_size
-    if sizes.positions == 'learned':
-        raise Refused(
-            'simmim has no absolute positions to learn, only a table of relative ones; set encoder.positions=fixed.'
-        )
-    if layer_scale < 0:
-        raise Refused(f'simmim.layer_scale={layer_scale} must not be negative; 0 leaves LayerScale out.')
-    encoder = ViT(
-        sizes.patch_size,
-        sizes.width,
-        sizes.depth,
-        sizes.heads,
-        (side, side),
-        mask_tokens=True,
-        positions='none',
-        relative_bias=True,
-        qkv_bias='qv',
-        drop_path=sizes.drop_path,
-        layer_scale=layer_scale or None,
-        scheme='beit',
-        scan=sizes.scan,
-        remat=sizes.remat,
-        dtype=dtype,
-    )
-    head = LinearHead(sizes.patch_size**2 * 3, dtype)
+    encoder = beit_encoder(config, 'simmim', layer_scale)
+    side = config.image_size // encoder.patch_size
+    head = LinearHead(encoder.patch_size**2 * 3, encoder.dtype)
     loss = masked_pixels('pixels', pixel_target(normalise=False), jnp.abs)
     return Recipe(
         config=config,

@@ -48,4 +48,4 @@ def test_the_neck_adds_the_stages_to_the_last_block():
 )
 def test_what_makes_no_sense_is_refused(encoder, options, message):
     with pytest.raises(Refused, match=message):
-        mcmae(tiny_config(encoder), **options)
+        mcmae(tiny_config(encoder, base='mcmae'), **options)
