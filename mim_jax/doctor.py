@@ -151,8 +151,8 @@ def check_step(config: Any) -> tuple[str, int]:
     times = []
     for batch in batches:
         start = time.perf_counter()
-        images = {crop: batch[crop] for crop in recipe.crops}
-        state, logs = program.step(state, program.frozen, to_global(program.mesh, images))
+        taken = {name: batch[name] for name in recipe.inputs}
+        state, logs = program.step(state, program.frozen, to_global(program.mesh, taken))
         loss = float(logs['loss/total'])
         times.append(time.perf_counter() - start)
     if not math.isfinite(loss):

@@ -38,19 +38,7 @@ def lazy(read: Callable) -> Callable:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         slot = f'{read.__name__}({", ".join(map(repr, bound.args[1:]))})'
-        self._check_trace(slot)
-        if slot in self._computing:
-            raise RecursionError(f'forward values need each other: {" needs ".join([*self._computing, slot])}')
-        if slot not in self._memo:
-            self._computing.append(slot)
-            try:
-                self._memo[slot] = read(*bound.args)
-            except Exception as error:
-                error.add_note(f'while computing forward.{slot}')
-                raise
-            finally:
-                self._computing.pop()
-        return self._memo[slot]
+        return self._remember(slot, lambda: read(*bound.args))
 
     return once
 
@@ -59,9 +47,9 @@ def lazy(read: Callable) -> Callable:
 class Surroundings:
     """What every Forward of one trace shares.
 
-    batch: {crop: u8[B,S,S,3]}; rows i32[B]: each example's place in the *global* batch; key: the step's key, from which
-    all noise is derived by name; step: i32[], the optimizer step; teachers: {name: {'params', 'batch_stats'}};
-    frozen: {name: params}.
+    batch: {crop: u8[B,S,S,3]}, and 'label' i32[B] where the recipe reads labels; rows i32[B]: each example's place in the
+    *global* batch; key: the step's key, from which all noise is derived by name; step: i32[], the optimizer step; teachers:
+    {name: {'params', 'batch_stats'}}; frozen: {name: params}.
     """
 
     batch: Batch
@@ -92,6 +80,25 @@ class Forward:
                 f'forward.{slot} was read inside an inner jax transformation; read it outside and pass the array in.'
             )
 
+    def _remember(self, slot: str, compute: Callable[[], Any]) -> Any:
+        self._check_trace(slot)
+        if slot in self._computing:
+            raise RecursionError(f'forward values need each other: {" needs ".join([*self._computing, slot])}')
+        if slot not in self._memo:
+            self._computing.append(slot)
+            try:
+                self._memo[slot] = compute()
+            except Exception as error:
+                error.add_note(f'while computing forward.{slot}')
+                raise
+            finally:
+                self._computing.pop()
+        return self._memo[slot]
+
+    def shared(self, name: str, compute: Callable[[Forward], Any]) -> Any:
+        """compute(self), once per trace under this name: what several losses or watches of a paper read."""
+        return self._remember(f'shared({name!r})', lambda: compute(self))
+
     # -- noise ---------------------------------------------------------------------------------------------------------
     def keys(self, *names: str) -> jax.Array:
         """One key per example, from the step, the names and the example's row of the global batch.
@@ -120,6 +127,11 @@ class Forward:
         """f32[B,H,W,3] normalised with the statistics this network expects."""
         mean, std = jnp.asarray(self.recipe.mean, jnp.float32), jnp.asarray(self.recipe.std, jnp.float32)
         return (self.pixels(view) - mean) / std
+
+    @property
+    def labels(self) -> jax.Array:
+        """i32[B], the class of each image. Only where the recipe says `labels`."""
+        return self.around.batch['label']
 
     @lazy
     def scores(self, view: str = 'main') -> jax.Array:
@@ -170,10 +182,14 @@ class Forward:
         """f[B,N,P] of a decoder."""
         return self.decoded(name, view).prediction
 
-    def hidden(self, place: str, view: str = 'main') -> list[jax.Array]:
-        """Patch tokens of all layers of 'encoder' or of a decoder, f[B,N or V,D] each; entry 0 before positions."""
+    def hidden(self, place: str, view: str = 'main', positions: bool = False) -> list[jax.Array]:
+        """Patch tokens of all layers of 'encoder' or of a decoder, f[B,N or V,D] each.
+
+        Entry 0 is before positions are added, or with `positions` what enters the first block; then every block's output.
+        """
         levels = self.levels(view) if place == 'encoder' else self.decoded(place, view)
-        return [levels.hidden(layer).patches for layer in range(len(levels.blocks) + 1)]
+        first = levels.placed if positions else levels.embedding
+        return [tokens.patches for tokens in (first, *levels.blocks)]
 
     def head(self, name: str, *inputs: Any) -> Any:
         """Run a head an objective owns: head('lut/projector', x)."""
@@ -224,7 +240,9 @@ def evaluate(forward: Forward) -> tuple[jax.Array, dict[str, jax.Array]]:
             logs[f'loss/{name}' + (f'/{term}' if term else '')] = value
             total = total + objective.weight_of(term, forward.step) * value
     for name, watch in forward.recipe.watches.items():
-        logs[f'watch/{name}'] = jax.lax.stop_gradient(watch(forward))
+        seen = watch(forward)
+        named = {f'{name}/{key}': one for key, one in seen.items()} if isinstance(seen, Mapping) else {name: seen}
+        logs |= {f'watch/{key}': jax.lax.stop_gradient(one) for key, one in named.items()}
     return total, {'loss/total': total, **logs, **forward.networks.watched}
 
 
@@ -236,6 +254,8 @@ def create_parameters(recipe: Recipe, root: jax.Array) -> tuple[Tree, Tree, dict
     """
     side = recipe.config.image_size
     batch = {crop: jnp.zeros((2, side, side, 3), jnp.uint8) for crop in recipe.crops}
+    if recipe.labels:
+        batch['label'] = jnp.zeros(2, jnp.int32)
     around = Surroundings(batch, jnp.arange(2), root, jnp.zeros((), jnp.int32), {}, {})
     networks = Networks(recipe, {}, {}, named_key(root, 'init'), 'create')
     forward = Forward(recipe, networks, around)

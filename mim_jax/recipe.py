@@ -113,11 +113,26 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """Logged values to draw when a run ends: every key that begins with `prefix` and goes on with a layer's number.
+
+    over 'steps': one line per layer against optimizer steps; 'layers': one line per moment of the run against layers.
+    label: of the values' axis.
+    """
+
+    prefix: str
+    label: str
+    over: Literal['steps', 'layers'] = 'steps'
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything the one train step needs to know about a method.
 
-    config: the resolved configuration (`steps`, `steps_per_epoch` filled in); neck: readers Levels -> Tokens that are
-    summed, then the encoder's final norm; watches: forward -> scalar, logged without gradient; mean, std: input statistics.
+    config: the resolved configuration (`steps`, `steps_per_epoch`, `classes` filled in); neck: readers Levels -> Tokens that
+    are summed, then the encoder's final norm; watches: forward -> scalar or {name: scalar}, logged without gradient; decay:
+    {pattern over a parameter's whole path: whether weight decay acts}, which goes before optim.decay_exclude; labels: whether
+    forward.labels is read; mean, std: input statistics.
     """
 
     config: Any
@@ -133,6 +148,9 @@ class Recipe:
     teachers: Mapping[str, EMA | Frozen] = field(default_factory=dict)
     watches: Mapping[str, Callable[[Forward], Any]] = field(default_factory=dict)
     pictures: Mapping[str, Picture] = field(default_factory=dict)
+    charts: Mapping[str, Chart] = field(default_factory=dict)
+    decay: Mapping[str, bool] = field(default_factory=dict)
+    labels: bool = False
 
     @property
     def name(self) -> str:
@@ -154,6 +172,11 @@ class Recipe:
     def crops(self) -> tuple[str, ...]:
         """The crops a loader must deliver, each once."""
         return tuple(dict.fromkeys(view.crop for view in self.views.values()))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What of a loader's batch the step takes: the crops, and 'label' where labels are read."""
+        return (*self.crops, 'label') if self.labels else self.crops
 
     def extend(self, paper: str, **tables: Mapping[str, Any]) -> Recipe:
         """This recipe with `paper` applied and entries added to its tables. Refuses a paper twice, and any collision."""

@@ -97,7 +97,7 @@ def start(
     """A run on data x fsdp of the eight fake devices; `first`, the first state of another, saves compiling its creation."""
     mesh = make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
     rate = optim.learning_rate('cosine', 1e-3, 0.0, 2, STEPS)
-    optimizer = optim.make_optimizer(recipe.config.optim, rate)
+    optimizer = optim.make_optimizer(recipe.config.optim, rate, recipe.decay)
     abstract = state.abstract_state(recipe, optimizer, mesh)
     if first is None:
         first = to_host(state.init_state(recipe, optimizer, abstract))

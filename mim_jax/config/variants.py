@@ -1,11 +1,13 @@
 """Named changes to any recipe: `configs/mae.py:vit_s16`, `:cifar10`, `:smoke`, `:demo`, and combinations of them.
 
-At most one of each kind: a model, a dataset, a scale. Their order does not matter. A scale (smoke, demo) brings a small
+At most one of each kind: a model, a dataset, a crop, a scale. Their order does not matter. A config file may add variants
+of its own, such as the rows of a paper's table; several of these combine. A scale (smoke, demo) brings a small
 model and the embedded digits along unless a model or a dataset is named: `smoke,vit_s16,imagenet` runs ViT-S/16 for 20
 steps.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -51,6 +53,10 @@ DATASETS: dict[str, dict[str, Any]] = {
     'synthetic': {'source': 'synthetic', 'name': '', 'split': 'train', 'eval_split': 'test'},  # to time the step alone
 }
 MODEL = r'(?:vit_([tsblh])|cvit_([sblh]))([1-9]\d*)'  # a size of either kind, and a patch size
+CROPS = {  # as released with MAE, and with PixMIM and MFF; configs/mae.py:src is the control that MFF's crop asks for
+    'rrc': {'crop': 'rrc', 'interpolation': 'bicubic'},
+    'src': {'crop': 'src', 'interpolation': 'bilinear'},
+}
 TINY_IMAGES = ('cifar10', 'digits')  # 32 pixels, patches of 4; the others 224 and 16
 FEW_IMAGES = ('imagenet_sample', 'digits')  # batches of at most 128
 
@@ -96,22 +102,29 @@ SMALL_HEADS = {  # where a method's section has them
 }
 
 
-def apply_variants(config: ConfigDict, variants: str) -> ConfigDict:
+def apply_variants(config: ConfigDict, variants: str, own: Mapping[str, Mapping[str, Any]] = {}) -> ConfigDict:
     """Change `config` as the comma-separated variants say ('' does nothing) and return it.
 
-    ConfigError: an unknown variant, or two of the same kind.
+    own: the config file's {variant: {dotted key: value}}, applied last. ConfigError: an unknown variant, or two of the same
+    kind.
     """
-    model = dataset = scale = ''
+    model = dataset = crop = scale = ''
+    chosen: dict[str, Any] = {}
     for variant in filter(None, (part.strip() for part in variants.split(','))):
         taken = ''
         if re.fullmatch(MODEL, variant):
             taken, model = model, variant
         elif variant in DATASETS:
             taken, dataset = dataset, variant
+        elif variant in CROPS:
+            taken, crop = crop, variant
         elif variant in SCALES:
             taken, scale = scale, variant
+        elif variant in own:
+            taken = next((other for other in own if own[other].keys() & chosen.keys() & own[variant].keys()), '')
+            chosen |= own[variant]
         else:
-            raise ConfigError(_explain_unknown(variant))
+            raise ConfigError(_explain_unknown(variant, own))
         if taken:
             raise ConfigError(f"Variants '{taken}' and '{variant}' exclude one another; keep one.")
     if scale:
@@ -123,6 +136,9 @@ def apply_variants(config: ConfigDict, variants: str) -> ConfigDict:
             config.optim.warmup_epochs = 0.0  # 20 steps are a small part of an epoch here, shorter than any warm-up
     if model:
         _apply_model(config, model)
+    if crop:
+        config.data.update(CROPS[crop])
+    config.update_from_flattened_dict(chosen)
     return config
 
 
@@ -159,11 +175,11 @@ def _apply_dataset(config: ConfigDict, dataset: str) -> None:
     config.data.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD} | DATASETS[dataset] | own)
 
 
-def _explain_unknown(variant: str) -> str:
+def _explain_unknown(variant: str, own: Mapping[str, Any]) -> str:
     models = [*(f'vit_{size}16' for size in VIT_SIZES), *(f'cvit_{size}16' for size in CVIT_SIZES)]
-    names = [*models, *DATASETS, *SCALES]
+    names = [*models, *DATASETS, *CROPS, *SCALES, *own]
     listed = (
         f'vit_{{{",".join(VIT_SIZES)}}}PATCH (such as vit_s16; cvit_{{{",".join(CVIT_SIZES)}}}PATCH for MCMAE), '
-        f'{", ".join([*DATASETS, *SCALES])}'
+        f'{", ".join([*DATASETS, *CROPS, *SCALES, *own])}'
     )
     return f"There is no variant '{variant}'.{suggest(variant, names)} There are: {listed}."

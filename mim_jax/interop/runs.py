@@ -20,8 +20,8 @@ from mim_jax.training.workdir import CONFIG
 
 
 def build_recipe(config: Any) -> Recipe:
-    """The recipe without its dataset, whose size (here ImageNet's) decides how long a run is, not what it holds."""
-    return build(config, 1_281_167)
+    """The recipe without its dataset: ImageNet's size and classes stand in, which decide a run's length and a classifier."""
+    return build(config, 1_281_167, 1000)
 
 
 def read_recipe(folder: Path) -> Recipe:

@@ -11,6 +11,8 @@ from mim_jax.methods.bootmae import bootmae
 from mim_jax.methods.conmim import conmim
 from mim_jax.methods.mae import mae
 from mim_jax.methods.mcmae import mcmae
+from mim_jax.methods.mff import mff
+from mim_jax.methods.mto import mto
 from mim_jax.methods.pixmim import pixmim
 from mim_jax.methods.simmim import simmim
 from mim_jax.recipe import Recipe
@@ -23,16 +25,17 @@ BASES: dict[str, Callable[..., Recipe]] = {  # Config -> Recipe
     'conmim': conmim,
     'mcmae': mcmae,
 }
-PAPERS: dict[str, Callable[..., Recipe]] = {}  # Recipe -> Recipe
+PAPERS: dict[str, Callable[..., Recipe]] = {'mff': mff, 'mto': mto}  # Recipe -> Recipe
 
 
 def build(
     config: Any,
     dataset_size: int,
+    classes: int = 0,
     bases: Mapping[str, Callable[..., Recipe]] = BASES,
     papers: Mapping[str, Callable[..., Recipe]] = PAPERS,
 ) -> Recipe:
-    """The recipe of a checked config. Its `config` has the run's length filled in: `steps`, `steps_per_epoch`.
+    """The recipe of a checked config. Its `config` has the dataset's part filled in: `steps`, `steps_per_epoch`, `classes`.
 
     config.base is applied to the config, then each of config.papers to the recipe, left to right; a method's options are
     the config section of its name. Ends by tracing the losses abstractly, so that every mistake is a sentence
@@ -40,6 +43,7 @@ def build(
     """
     config = config.copy_and_resolve_references().unlock()
     config.steps, config.steps_per_epoch = total_steps(config, dataset_size), steps_per_epoch(config, dataset_size)
+    config.classes = classes
     config.lock()
     recipe = bind_method(config, config.base, bases[config.base])(config)
     for name in config.papers:

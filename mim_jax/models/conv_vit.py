@@ -154,6 +154,7 @@ class ConvViT(nn.Module):
         outputs, queries_keys = run_blocks(self.blocks, tokens.joined(), rates[first + second :])
         return Levels(
             embedding=tokens.replace(patches=embedding),
+            placed=tokens,
             blocks=tuple(tokens.split(x) for x in outputs),
             queries_keys=queries_keys,
             maps={'stage1': places.per_patch(stage1), 'stage2': places.per_patch(stage2)},

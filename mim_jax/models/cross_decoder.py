@@ -116,13 +116,13 @@ class CrossDecoder(nn.Module):
         mask = jnp.broadcast_to(self.mask_token.astype(self.dtype), (b, masked, self.width))
         embedding = gather_tokens(jnp.concatenate([tokens.patches, mask], axis=1), plan.restore)
         positions = jnp.asarray(sincos_positions(*self.grid, self.width, row_first=True), self.dtype)
-        placed = embedding + jnp.where(plan.masked[..., None], positions, 0)
-        memory, x = keep_split(memory), tokens.replace(patches=placed).joined().astype(jnp.float32)
+        embedded = tokens.replace(patches=embedding)
+        tokens = tokens.replace(patches=embedding + jnp.where(plan.masked[..., None], positions, 0))
+        memory, x = keep_split(memory), tokens.joined().astype(jnp.float32)
         outputs, queries_keys = [], []
         for block in self.blocks:
             x, pair = block(x, memory)
             outputs.append(tokens.split(x))
             queries_keys.append(pair)
         prediction = keep_split(self.head(self.norm(outputs[-1].patches)))
-        embedded = tokens.replace(patches=embedding)
-        return Levels(embedded, tuple(outputs), tuple(queries_keys), plan=plan, prediction=prediction)
+        return Levels(embedded, tokens, tuple(outputs), tuple(queries_keys), plan=plan, prediction=prediction)

@@ -47,4 +47,5 @@ class Decoder(nn.Module):
         outputs, queries_keys = run_blocks(self.blocks, tokens.joined(), drop_rates(0.0, self.depth))
         blocks = tuple(tokens.split(x) for x in outputs)
         prediction = keep_split(self.head(self.norm(blocks[-1].patches)))
-        return Levels(tokens.replace(patches=embedding), blocks, queries_keys, plan=plan, prediction=prediction)
+        embedded = tokens.replace(patches=embedding)
+        return Levels(embedded, tokens, blocks, queries_keys, plan=plan, prediction=prediction)

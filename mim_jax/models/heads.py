@@ -27,4 +27,4 @@ class LinearHead(nn.Module):
         """Tokens over all N patches -> Levels without blocks, prediction f[B,N,output]; the plan is not read."""
         uniform = fan_in_uniform(latent.patches.shape[-1])
         linear = nn.Dense(self.output, kernel_init=uniform, bias_init=uniform, dtype=self.dtype, name='linear')
-        return Levels(latent, (), plan=plan, prediction=keep_split(linear(keep_split(latent.patches))))
+        return Levels(latent, latent, (), plan=plan, prediction=keep_split(linear(keep_split(latent.patches))))

@@ -13,13 +13,14 @@ from mim_jax.tokens import MaskPlan, Tokens
 class Levels:
     """Every intermediate of one network on one batch. What nobody reads is pruned by the compiler.
 
-    embedding: Tokens before positions are added (layer 0 of MTO); blocks: Tokens after every block, raw residual
-    stream; queries_keys: per block (q, k), each f[B,T,heads,head_width]; attention_bias: what was added to the logits, or
-    None; maps: convolution stages by name, f[B,V,n,C], the n cells of each visible patch row by row; plan: the MaskPlan
-    that was applied, or None; prediction: f[B,N,P], decoders only.
+    embedding: Tokens before positions are added (layer 0 of MTO); placed: with them, what enters the first block; blocks:
+    Tokens after every block, raw residual stream; queries_keys: per block (q, k), each f[B,T,heads,head_width];
+    attention_bias: what was added to the logits, or None; maps: convolution stages by name, f[B,V,n,C], the n cells of each
+    visible patch row by row; plan: the MaskPlan that was applied, or None; prediction: f[B,N,P], decoders only.
     """
 
     embedding: Tokens
+    placed: Tokens
     blocks: tuple[Tokens, ...]
     queries_keys: tuple[tuple[jax.Array, jax.Array], ...] = ()
     attention_bias: Any = None

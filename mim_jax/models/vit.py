@@ -98,6 +98,7 @@ class ViT(nn.Module):
         outputs, queries_keys = run_blocks(self.blocks, tokens.joined(), rates, bias)
         return Levels(
             embedding=tokens.replace(patches=embedding),
+            placed=tokens,
             blocks=tuple(tokens.split(x) for x in outputs),
             queries_keys=queries_keys,
             attention_bias=bias,

@@ -33,7 +33,7 @@ def assemble(config: Any) -> tuple[Recipe, Source]:
         raise ConfigError('Runs over several hosts are not supported yet; start one process.')
     source = open_source(config.data, config.data.split)
     check_devices(config, jax.device_count(), jax.process_count(), len(source))
-    recipe = build(config, len(source))
+    recipe = build(config, len(source), source.num_classes)
     return recipe, cache_source(source, config.data.cache, config.data.threads)
 
 
@@ -105,7 +105,7 @@ def make_program(recipe: Recipe, mesh: Mesh) -> Program:
     """Schedule, optimizer, shardings, teachers, step, all as the recipe's config says."""
     config, optim = recipe.config, recipe.config.optim
     rate_at = make_schedule(config)
-    optimizer = make_optimizer(optim, rate_at)
+    optimizer = make_optimizer(optim, rate_at, recipe.decay)
     abstract = abstract_state(recipe, optimizer, mesh)
     frozen = load_frozen(recipe)
     frozen = jax.device_put(frozen, shardings(frozen, mesh, whole=False))

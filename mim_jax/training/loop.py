@@ -98,7 +98,7 @@ class Session:
         """The parameter table: path, shape, dtype, sharding, decay, and totals."""
         params = self.program.abstract.params
         placed = jax.tree.map(lambda leaf: leaf.sharding, params)
-        return parameter_table(params, placed, decay_mask(params, self.config.optim.decay_exclude))
+        return parameter_table(params, placed, decay_mask(params, self.config.optim.decay_exclude, self.recipe.decay))
 
     def run(self, watchers: Sequence[Watcher] = ()) -> Outcome:
         """Train to the last step, or until a signal asks to stop. Raises NonFiniteLoss, CheckpointError, DataError."""
@@ -146,8 +146,10 @@ class Session:
     def _compile(self) -> Callable:
         side, sharding = self.config.image_size, batch_sharding(self.mesh)
         image = jax.ShapeDtypeStruct((self.config.batch_size, side, side, 3), 'uint8', sharding=sharding)
+        label = jax.ShapeDtypeStruct((self.config.batch_size,), 'int32', sharding=sharding)
+        batch = {name: label if name == 'label' else image for name in self.recipe.inputs}
         start = time.monotonic()
-        traced = self.program.step.trace(self.state, self.frozen, dict.fromkeys(self.recipe.crops, image))
+        traced = self.program.step.trace(self.state, self.frozen, batch)
         self.flops = perf.count_flops(traced.jaxpr)
         compiled = traced.lower().compile()
         memory = compiled.memory_analysis()
@@ -180,7 +182,7 @@ class Session:
                 if local is None:
                     break
                 self._indices = {done: self._indices.get(done, []), done + 1: local['index'].tolist()}
-                batch = to_global(self.mesh, {crop: local[crop] for crop in self.recipe.crops})
+                batch = to_global(self.mesh, {name: local[name] for name in self.recipe.inputs})
                 self.state, logs = step(self.state, self.frozen, batch)
                 done += 1
                 self._meter.step()

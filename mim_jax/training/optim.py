@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,12 +23,18 @@ DECAY_EXCLUDE: dict[str, tuple[bool, str]] = {
 }
 
 
-def decay_mask(params: Any, exclude: str) -> Any:
-    """A tree of bools like `params`: True where weight decay acts. A stacked depth axis ('/blocks/') is not a dimension."""
+def decay_mask(params: Any, exclude: str, special: Mapping[str, bool] = {}) -> Any:
+    """A tree of bools like `params`: True where weight decay acts. A stacked depth axis ('/blocks/') is not a dimension.
+
+    exclude: a key of DECAY_EXCLUDE; special: {pattern over a whole path: whether it is decayed}, which goes first.
+    """
     one_dimensional, pattern = DECAY_EXCLUDE[exclude]
 
     def decays(keypath: Any, leaf: Any) -> bool:
         path = path_of(keypath)
+        for own, decayed in special.items():
+            if re.fullmatch(own, path):
+                return decayed
         dimensions = leaf.ndim - ('/blocks/' in path)
         return not ((one_dimensional and dimensions <= 1) or re.search(pattern, path))
 
@@ -71,12 +77,21 @@ def learning_rate(
     return rate_at
 
 
-def make_optimizer(optim: Any, rate_at: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
-    """Clip by global norm (if clip_norm > 0), then AdamW: p <- p - lr (m/(sqrt v + eps) + decay * p), as torch.optim.AdamW."""
+def make_optimizer(
+    optim: Any, rate_at: Callable[[Any], jax.Array], special: Mapping[str, bool] = {}
+) -> optax.GradientTransformation:
+    """Clip by global norm (if clip_norm > 0), then AdamW: p <- p - lr (m/(sqrt v + eps) + decay * p), as torch.optim.AdamW.
+
+    special: a recipe's `decay`, see decay_mask.
+    """
+
+    def decayed(params: Any) -> Any:
+        return decay_mask(params, optim.decay_exclude, special)
+
     clip = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
     return optax.chain(
         *clip,
         optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
-        optax.add_decayed_weights(optim.weight_decay, mask=lambda params: decay_mask(params, optim.decay_exclude)),
+        optax.add_decayed_weights(optim.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(rate_at),
     )

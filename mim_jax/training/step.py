@@ -27,7 +27,8 @@ def compute_loss(
 ) -> tuple[jax.Array, tuple[Logs, Tree]]:
     """Total loss f32[] of one micro-batch; logs; BatchNorm statistics after it.
 
-    batch: {crop: u8[B,S,S,3]}; rows i32[B]: the examples' places in the global batch, which key all of their noise.
+    batch: {crop: u8[B,S,S,3]}, and 'label' i32[B] where the recipe reads labels; rows i32[B]: the examples' places in the
+    global batch, which key all of their noise.
     """
     key = named_key(state.root_key, 'step', state.step)
     networks = Networks(recipe, params, batch_stats, named_key(key, rows[0]), 'train')
@@ -66,7 +67,7 @@ def make_train_step(
         return jax.tree.map(lambda g: g / accumulate, grads), jax.tree.map(lambda x: x.mean(0), logs), batch_stats
 
     def train_step(state: TrainState, frozen: Tree, batch: Mapping) -> tuple[TrainState, Logs]:
-        batch = {crop: batch[crop] for crop in recipe.crops}
+        batch = {name: batch[name] for name in recipe.inputs}
         rows = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.int32)
         if accumulate == 1:
             (_, (logs, batch_stats)), grads = gradient(

@@ -82,7 +82,7 @@ def test_attention_is_the_formula_and_levels_recompute_the_weights_used(biased):
     module = Attention(heads=3)
     params = random_parameters(module, x)
     output, pair = module.apply({'params': params}, x, bias)
-    weights = Levels(embedding=None, blocks=(), queries_keys=(pair,), attention_bias=bias).attention(0)
+    weights = Levels(embedding=None, placed=None, blocks=(), queries_keys=(pair,), attention_bias=bias).attention(0)
     assert weights.shape == (2, 3, 5, 5)
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-6)
 
@@ -105,7 +105,7 @@ def test_attention_weights_are_fp32_in_a_bf16_model():
     module = Attention(heads=3, dtype=jnp.bfloat16)
     _, pair = module.apply({'params': random_parameters(module, x)}, x)
     assert pair[0].dtype == jnp.bfloat16
-    weights = Levels(embedding=None, blocks=(), queries_keys=(pair,)).attention(0)
+    weights = Levels(embedding=None, placed=None, blocks=(), queries_keys=(pair,)).attention(0)
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-6)
 
