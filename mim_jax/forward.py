@@ -130,7 +130,9 @@ class Forward:
 
     @property
     def labels(self) -> jax.Array:
-        """i32[B], the class of each image. Only where the recipe says `labels`."""
+        """i32[B], the class of each image. Raises ValueError unless the recipe says `labels`."""
+        if not self.recipe.labels:
+            raise ValueError(f'{self.recipe.name} reads forward.labels, but gets none; set labels=True in its recipe.')
         return self.around.batch['label']
 
     @lazy

@@ -56,13 +56,14 @@ class DecoderPart:
 class Objective:
     """loss: forward -> {term: f32[]}; weight: one for all terms or {term: weight}; heads: modules it owns.
 
-    kind: 'reconstruct' and 'contrast' mark a base's own task, which a paper may re-weight; 'auxiliary' is everything else.
+    kind: 'reconstruct', 'contrast' and 'classify' mark a base's own task, which a paper may re-weight; 'auxiliary' is
+    everything else.
     """
 
     loss: Callable[[Forward], Terms]
     weight: Weight | Mapping[str, Weight] = 1.0
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
-    kind: Literal['reconstruct', 'contrast', 'auxiliary'] = 'auxiliary'
+    kind: Literal['reconstruct', 'contrast', 'classify', 'auxiliary'] = 'auxiliary'
 
     def weight_of(self, term: str, step: Any) -> Any:
         """The factor of one term at an optimizer step. Raises KeyError naming a term that has none."""
@@ -240,3 +241,11 @@ def scale_weight(weight: Weight | Mapping[str, Weight], factor: float) -> Weight
     if isinstance(weight, Mapping):
         return {term: scale_weight(one, factor) for term, one in weight.items()}
     return (lambda step: factor * weight(step)) if callable(weight) else factor * weight
+
+
+if __name__ == '__main__':
+    # The support matrix, run by name: its program stands above this floor, and imports this module once more, as itself.
+    # What was just executed is a second copy of every class here, which no method has ever seen, so it does nothing else.
+    import runpy
+
+    runpy.run_module('mim_jax.matrix', run_name='__main__')

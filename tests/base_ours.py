@@ -58,7 +58,7 @@ def run_ours(
 def train_ours(recipe: Recipe, images: np.ndarray, weights: Arrays, lr: float, steps: int) -> dict[str, Any]:
     """Steps on the same batch: every step's 'loss' and 'grad_norm', and after the first, 'moments' (Adam's) and 'moved'."""
     rate = learning_rate('constant', lr, 0.0, 0.0, steps)
-    optimizer = make_optimizer(recipe.config.optim, rate)
+    optimizer = make_optimizer(recipe.config.optim, rate, recipe.decay)
     mesh = make_mesh(devices=jax.devices()[:1])
     abstract = abstract_state(recipe, optimizer, mesh)
     params = fill_tree(abstract.params, weights)

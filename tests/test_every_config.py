@@ -39,7 +39,7 @@ def test_builds_at_full_size(name, size):
     variant = f'{"cvit" if name == "mcmae" else "vit"}_{size}16'
     config, _ = load_config(f'{ROOT / "configs" / name}.py:{variant}', [], METHODS)
     check_config(config, METHODS)
-    recipe = build(config, IMAGENET)
+    recipe = build(config, IMAGENET, 1000)
     params, _, teachers = jax.eval_shape(lambda key: create_parameters(recipe, key), jax.random.key(0))
     encoder = size_of(params['encoder'])
     print(name, variant, {role: f'{size_of(tree) / 1e6:.2f} M' for role, tree in params.items()})
@@ -64,7 +64,7 @@ def test_two_smoke_steps_on_one_and_on_eight_devices(name):
         step = None
         batches = make_loader(recipe, source).batches(0, 2)
         for local in batches:
-            batch = to_global(mesh, {crop: local[crop] for crop in recipe.crops})
+            batch = to_global(mesh, {name: local[name] for name in recipe.inputs})
             step = step or program.step.lower(state, program.frozen, batch).compile(compiler_options=QUICK)
             state, logs = step(state, program.frozen, batch)
             seen.append({key: float(value) for key, value in logs.items() if key.startswith('loss/')})

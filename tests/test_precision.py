@@ -20,6 +20,7 @@ OPTIONS = {
     'bootmae': {'decoder_width': 32},
     'simmim': {},
     'conmim': {'projector_width': 128, 'projector_output': 32},
+    'supervised': {},
 }
 
 
@@ -33,7 +34,8 @@ def gradient(base, dtype):
     images, key = jnp.asarray(photographs(32, 4)), jax.random.key(1)
 
     def loss(params):
-        around = Surroundings({'main': images}, jnp.arange(4), key, jnp.zeros((), jnp.int32), teachers, {})
+        batch = {'main': images, 'label': jnp.arange(4)}
+        around = Surroundings(batch, jnp.arange(4), key, jnp.zeros((), jnp.int32), teachers, {})
         return evaluate(Forward(recipe, Networks(recipe, params, batch_stats, key, 'train'), around))[0]
 
     found = jax.jit(jax.grad(loss), compiler_options=QUICK)(params)

@@ -26,7 +26,7 @@ def tiny_config(encoder: Mapping = {}, optim: Mapping = {}, **top: Any) -> Confi
     """The default configuration with everything small, in fp32; sections and keys on top of it."""
     config = default_config()
     config.update({'image_size': SIDE, 'dtype': 'float32', 'steps': STEPS, **top})
-    config.steps_per_epoch = 5.0
+    config.steps_per_epoch, config.classes = 5.0, 10
     config.encoder.update({'patch_size': 4, 'width': 16, 'depth': 2, 'heads': 2, **encoder})
     config.optim.update(optim)
     return config
@@ -38,9 +38,11 @@ def tiny_mae(config: ConfigDict | None = None) -> Recipe:
 
 
 def random_batch(recipe: Recipe, seed: int = 0, count: int = 16) -> dict[str, np.ndarray]:
-    """{crop: u8[count,16,16,3]}; a crop's pixels depend on its name, not on its place in the recipe."""
-    draws = {crop: np.random.default_rng([seed, *crop.encode()]) for crop in recipe.crops}
-    return {crop: draw.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8) for crop, draw in draws.items()}
+    """{crop: u8[count,16,16,3]}, and 'label' i32[count] where labels are read; what is drawn depends on its name alone."""
+    draws = {name: np.random.default_rng([seed, *name.encode()]) for name in recipe.inputs}
+    images = {crop: draws[crop].integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8) for crop in recipe.crops}
+    labels = {'label': draws['label'].integers(0, 10, count, dtype=np.int32)} if recipe.labels else {}
+    return images | labels
 
 
 def random_parameters(module: nn.Module, *inputs: Any) -> dict:
@@ -54,7 +56,7 @@ def trace_forward(recipe: Recipe, read: Any) -> Any:
     """What `read(forward)` returns, abstractly, on a forward pass that creates its parameters; nothing is compiled."""
 
     def run(key: jax.Array) -> Any:
-        batch = {crop: jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8) for crop in recipe.crops}
+        batch = jax.tree.map(jnp.zeros_like, random_batch(recipe, count=2))
         around = Surroundings(batch, jnp.arange(2), key, jnp.zeros((), jnp.int32), {}, {})
         return read(Forward(recipe, Networks(recipe, {}, {}, key, 'create'), around))
 
@@ -92,11 +94,20 @@ class Run(NamedTuple):
 
 
 def start(
-    recipe: Recipe, data: int = 1, fsdp: int = 1, accumulate: int = 1, first: Any = None, frozen: Any = ()
+    recipe: Recipe,
+    data: int = 1,
+    fsdp: int = 1,
+    accumulate: int = 1,
+    first: Any = None,
+    frozen: Any = (),
+    schedule: str = 'cosine',
 ) -> Run:
-    """A run on data x fsdp of the eight fake devices; `first`, the first state of another, saves compiling its creation."""
+    """A run on data x fsdp of the eight fake devices; `first`, the first state of another, saves compiling its creation.
+
+    The learning rate rises to 1e-3 in two steps; after STEPS it is 0, or with schedule='constant' still there.
+    """
     mesh = make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
-    rate = optim.learning_rate('cosine', 1e-3, 0.0, 2, STEPS)
+    rate = optim.learning_rate(schedule, 1e-3, 0.0, 2, STEPS)
     optimizer = optim.make_optimizer(recipe.config.optim, rate, recipe.decay)
     abstract = state.abstract_state(recipe, optimizer, mesh)
     if first is None:

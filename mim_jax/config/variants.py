@@ -138,7 +138,11 @@ def apply_variants(config: ConfigDict, variants: str, own: Mapping[str, Mapping[
         _apply_model(config, model)
     if crop:
         config.data.update(CROPS[crop])
-    config.update_from_flattened_dict(chosen)
+    for key, value in chosen.items():
+        section, _, leaf = key.rpartition('.')
+        if section and section not in config:
+            config[section] = ConfigDict()  # of a paper that the variant adds
+        (config[section] if section else config)[leaf] = value
     return config
 
 

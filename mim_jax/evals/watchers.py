@@ -22,6 +22,7 @@ from mim_jax.networks import Networks, named_key
 from mim_jax.parallel.hosts import to_global
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
+from mim_jax.training.charts import draw_charts
 from mim_jax.training.curves import draw_curves
 from mim_jax.training.loggers import read_events
 from mim_jax.training.loop import Session, Watcher, period_of
@@ -167,5 +168,7 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
 
 
 def draw_run_curves(session: Session) -> None:
-    """pictures/curves.png from the journal."""
-    draw_curves(read_events(session.loggers.journal.path), session.workdir.picture('curves'), session.recipe.name)
+    """pictures/curves.png, and a picture per chart of the recipe, from the journal."""
+    events, recipe = read_events(session.loggers.journal.path), session.recipe
+    draw_curves(events, session.workdir.picture('curves'), recipe.name)
+    draw_charts(events, recipe.charts, session.workdir.picture, recipe.name)

@@ -17,9 +17,11 @@ from mim_jax.interop.hf import BEIT, BEIT_HUB, VIT, VIT_HUB
 from mim_jax.interop.layout import SAME, Entry, Form, Layout
 from mim_jax.interop.mae import MAE, VITMAES
 from mim_jax.interop.mcmae import CONVMAE
+from mim_jax.interop.mff import MFF
 from mim_jax.interop.pixmim import PIXMIM, STREAM
 from mim_jax.interop.simmim import SIMMIM
-from mim_jax.interop.timm import TIMM_BEIT, TIMM_VIT
+from mim_jax.interop.timm import TIMM_BEIT, TIMM_CLASSIFIER, TIMM_VIT
+from mim_jax.models.neck import Last
 from mim_jax.models.vit import ViT
 from mim_jax.recipe import Recipe
 
@@ -56,7 +58,9 @@ RELEASED = {  # base -> formats that hold more than an encoder; the first is its
     'bootmae': (Format('bootmae', BOOTMAE, _positions('pos_embed')),),
     'conmim': (Format('conmim', CONMIM),),
     'mcmae': (Format('convmae', CONVMAE, _positions('pos_embed')),),
+    'supervised': (Format('timm', TIMM_CLASSIFIER, _positions('pos_embed')),),
 }
+MFF_OF_MAE = Format('mmpretrain', MFF, _positions('backbone.pos_embed', STREAM))
 VITS = (
     Format('timm', TIMM_VIT, _positions('pos_embed')),
     Format('hf', VIT_HUB, _positions('embeddings.position_embeddings'), 'vit.'),
@@ -77,28 +81,39 @@ def library_formats(recipe: Recipe) -> tuple[Format, ...]:
     return BEITS if recipe.encoder.relative_bias else VITS
 
 
+def released_formats(recipe: Recipe) -> tuple[Format, ...]:
+    """Those of its base, which lack what papers added, and before them MFF's own; the first is its authors'."""
+    fused = 'mff' in recipe.papers and recipe.papers[0] in ('mae', 'pixmim')
+    return (*((MFF_OF_MAE,) if fused else ()), *RELEASED.get(recipe.papers[0], ()))
+
+
 def formats_of(recipe: Recipe, paths: Iterable[str]) -> tuple[Format, ...]:
     """Every format in which weights of this recipe, whose arrays are at `paths`, can be read."""
-    return (own_format(paths), *RELEASED.get(recipe.papers[0], ()), *library_formats(recipe))
+    return (own_format(paths), *released_formats(recipe), *library_formats(recipe))
 
 
 def export_format(recipe: Recipe, name: str, part: str, paths: Iterable[str]) -> Format:
     """Where to write a part to. Raises Refused where that library has no such model."""
     if name == 'safetensors':
         return own_format(paths)
+    library = 'timm' if name == 'timm' else 'transformers'
     found = [form for form in library_formats(recipe) if form.name == name]
     if not found:
         raise Refused(
-            f'The encoder of {recipe.papers[0]} has no model in {"timm" if name == "timm" else "transformers"} that computes '
-            'the same; use --format safetensors.'
+            f'The encoder of {recipe.papers[0]} has no model in {library} that computes the same; use --format safetensors.'
         )
     if part != 'full':
         return found[0]
-    whole = [form for form in RELEASED.get(recipe.papers[0], ()) if form.name == name]
+    whole = [form for form in released_formats(recipe) if form.name == name]
     if not whole:
         raise Refused(
-            f'{"timm" if name == "timm" else "transformers"} has no model with the whole of {recipe.papers[0]}; use '
-            '--part encoder, or --format safetensors.'
+            f'{library} has no model with the whole of {recipe.papers[0]} that is known here; use --part encoder, or '
+            '--format safetensors.'
+        )
+    if others := [f'neck/{key}' for key, reader in recipe.neck.items() if not isinstance(reader, Last)]:
+        raise Refused(
+            f"The model in {library} reads the encoder's last block, in {recipe.name} {', '.join(others)}, which has no "
+            'place there; use --part encoder, or --format safetensors.'
         )
     return whole[0]
 

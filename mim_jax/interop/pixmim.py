@@ -30,13 +30,15 @@ def _exchanged(form: Form, axis: int) -> Form:
 STREAM = _exchanged(SAME, -1)  # a vector of the residual stream: biases of what writes to it, norms, tokens
 WRITES = _exchanged(LINEAR, -1)
 READS = _exchanged(LINEAR, 0)
+BETWEEN = _exchanged(WRITES, 0)  # from one residual stream to another
 
 
 def _norm(ours: str, theirs: str) -> tuple[Entry, ...]:
     return Entry(f'{ours}/scale', f'{theirs}.weight', STREAM), Entry(f'{ours}/bias', f'{theirs}.bias', STREAM)
 
 
-def _writer(ours: str, theirs: str, form: Form = WRITES) -> tuple[Entry, ...]:
+def writer(ours: str, theirs: str, form: Form = WRITES) -> tuple[Entry, ...]:
+    """Kernel and bias of a layer whose outputs are channels of the residual stream."""
     return Entry(f'{ours}/kernel', f'{theirs}.weight', form), Entry(f'{ours}/bias', f'{theirs}.bias', STREAM)
 
 
@@ -48,10 +50,10 @@ def _blocks(ours: str, theirs: str) -> tuple[Entry, ...]:
     return (
         *_norm(f'{ours}/norm1', f'{theirs}.ln1'),
         *_reader(f'{ours}/attn/qkv', f'{theirs}.attn.qkv'),
-        *_writer(f'{ours}/attn/out', f'{theirs}.attn.proj'),
+        *writer(f'{ours}/attn/out', f'{theirs}.attn.proj'),
         *_norm(f'{ours}/norm2', f'{theirs}.ln2'),
         *_reader(f'{ours}/mlp/fc1', f'{theirs}.ffn.layers.0.0'),
-        *_writer(f'{ours}/mlp/fc2', f'{theirs}.ffn.layers.1'),
+        *writer(f'{ours}/mlp/fc2', f'{theirs}.ffn.layers.1'),
     )
 
 
@@ -68,13 +70,11 @@ def _positions(width: Callable[[Any], int]) -> Callable[[Any], np.ndarray]:
 PIXMIM = Layout(
     'mmselfsup',
     entries=(
-        *_writer('encoder/patch_embed', 'backbone.patch_embed.projection', _exchanged(PATCHES, -1)),
+        *writer('encoder/patch_embed', 'backbone.patch_embed.projection', _exchanged(PATCHES, -1)),
         Entry('encoder/cls_token', 'backbone.cls_token', STREAM),
         *_blocks('encoder/block_{i}', 'backbone.layers.{i}'),
         *_norm('encoder/norm', 'backbone.ln1'),
-        # Both sides of the embedding are residual streams, the encoder's and the decoder's own.
-        Entry('decoder/pixels/embed/kernel', 'neck.decoder_embed.weight', _exchanged(WRITES, 0)),
-        Entry('decoder/pixels/embed/bias', 'neck.decoder_embed.bias', STREAM),
+        *writer('decoder/pixels/embed', 'neck.decoder_embed', BETWEEN),  # the encoder's stream to the decoder's own
         Entry('decoder/pixels/mask_token', 'neck.mask_token', STREAM),
         *_blocks('decoder/pixels/block_{i}', 'neck.decoder_blocks.{i}'),
         *_norm('decoder/pixels/norm', 'neck.ln1'),

@@ -20,8 +20,9 @@ from mim_jax.training.workdir import CONFIG
 
 
 def build_recipe(config: Any) -> Recipe:
-    """The recipe without its dataset: ImageNet's size and classes stand in, which decide a run's length and a classifier."""
-    return build(config, 1_281_167, 1000)
+    """The recipe without its dataset: ImageNet's size stands in, which decides a run's length; so do its 1000 classes, unless
+    the base's own section names how many its classifier has."""
+    return build(config, 1_281_167, config.get(config.base, {}).get('classes', 0) or 1000)
 
 
 def read_recipe(folder: Path) -> Recipe:

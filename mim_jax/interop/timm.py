@@ -1,7 +1,7 @@
 """timm's VisionTransformer and Beit: names of their arrays, and how to build them.
 
-A VisionTransformer holds the encoders of MAE, PixMIM and BootMAE (its key bias is zero where we have none), a Beit with one
-shared table of relative biases those of SimMIM and ConMIM.
+A VisionTransformer holds the encoders of MAE, PixMIM and BootMAE (its key bias is zero where we have none) and the whole of
+the supervised ViT, a Beit with one shared table of relative biases the encoders of SimMIM and ConMIM.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from mim_jax.interop.layout import PATCHES, Entry, Layout, linear, norm
 from mim_jax.recipe import Recipe
@@ -75,6 +76,14 @@ TIMM_VIT = Layout(  # timm 1, VisionTransformer(num_classes=0).state_dict()
     ignored=CLASSIFIERS,
 )
 
+TIMM_CLASSIFIER = (
+    Layout(  # timm 1, VisionTransformer().state_dict(), which pools by its CLS token; DeiT's released files
+        name='timm VisionTransformer with its classifier',
+        entries=(*TIMM_VIT.entries, *linear('objectives/classify/linear', 'head')),
+        constants=TIMM_VIT.constants,
+    )
+)
+
 TIMM_BEIT = Layout(  # timm 1, Beit(use_abs_pos_emb=False, use_shared_rel_pos_bias=True, init_values=...).state_dict()
     name='timm Beit',
     entries=beit_encoder(),
@@ -82,8 +91,11 @@ TIMM_BEIT = Layout(  # timm 1, Beit(use_abs_pos_emb=False, use_shared_rel_pos_bi
 )
 
 
-def timm_model(recipe: Recipe) -> tuple[str, dict[str, Any]]:
-    """timm.create_model's name and keyword arguments for the encoder of a recipe that `TIMM_VIT` or `TIMM_BEIT` holds."""
+def timm_model(recipe: Recipe, classes: int = 0) -> tuple[str, dict[str, Any]]:
+    """timm.create_model's name and keyword arguments for the encoder of a recipe that `TIMM_VIT` or `TIMM_BEIT` holds.
+
+    classes: of the classifier on top, 0: none.
+    """
     encoder = recipe.encoder
     sizes = {
         'img_size': recipe.config.image_size,
@@ -91,7 +103,7 @@ def timm_model(recipe: Recipe) -> tuple[str, dict[str, Any]]:
         'embed_dim': encoder.width,
         'depth': encoder.depth,
         'num_heads': encoder.heads,
-        'num_classes': 0,
+        'num_classes': classes,
     }
     if not encoder.relative_bias:
         return 'vit_base_patch16_224', sizes
@@ -106,9 +118,15 @@ def timm_model(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 
 def timm_line(recipe: Recipe, path: Any) -> str:
     """The Python line that opens an exported file, strictly."""
-    name, arguments = timm_model(recipe)
+    name, arguments = timm_model(recipe, _count_classes(path))
     listed = ', '.join(f'{key}={value!r}' for key, value in arguments.items())
     return f'timm.create_model({name!r}, {listed}, checkpoint_path={str(path)!r})'
+
+
+def _count_classes(path: Any) -> int:
+    """Of the classifier in an exported file; 0 where there is none."""
+    with safe_open(path, 'np') as file:
+        return len(file.get_tensor('head.bias')) if 'head.bias' in set(file.keys()) else 0
 
 
 def import_library(name: str) -> Any:
@@ -125,7 +143,7 @@ def timm_features(recipe: Recipe, path: Any, images: np.ndarray) -> tuple[str, n
     Raises ImportError where timm is not installed, RuntimeError where it does not take every array.
     """
     torch, timm = import_library('torch'), import_library('timm')
-    name, arguments = timm_model(recipe)
+    name, arguments = timm_model(recipe, _count_classes(path))
     model = timm.create_model(name, **arguments, checkpoint_path=str(path)).eval()
     with torch.no_grad():
         features = model.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()

@@ -15,6 +15,7 @@ from mim_jax.methods.mff import mff
 from mim_jax.methods.mto import mto
 from mim_jax.methods.pixmim import pixmim
 from mim_jax.methods.simmim import simmim
+from mim_jax.methods.supervised import supervised
 from mim_jax.recipe import Recipe
 
 BASES: dict[str, Callable[..., Recipe]] = {  # Config -> Recipe
@@ -24,6 +25,7 @@ BASES: dict[str, Callable[..., Recipe]] = {  # Config -> Recipe
     'bootmae': bootmae,
     'conmim': conmim,
     'mcmae': mcmae,
+    'supervised': supervised,
 }
 PAPERS: dict[str, Callable[..., Recipe]] = {'mff': mff, 'mto': mto}  # Recipe -> Recipe
 

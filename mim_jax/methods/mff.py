@@ -12,7 +12,8 @@ Where it is silent, or we differ:
   A.8, with a hidden layer as wide as the token and as many heads as the encoder.
 - Depths other than 12: five layers evenly from the first, then the last; see spread_layers.
 - Their biases in the encoder's MLP start from a normal distribution of deviation 1e-6, ours at 0; their warm-up starts at
-  1e-4 of the peak, the configs' at 0; their positions have MAE's halves exchanged (interop/pixmim.py).
+  1e-4 (300 epochs) or 1e-9 (800) of the peak, the configs' at 0; their positions have MAE's halves exchanged
+  (interop/pixmim.py).
 """
 
 from __future__ import annotations
@@ -52,9 +53,8 @@ def mff(
     charts = {'fusion_weights': Chart(f'{watched}/weight_', 'weight in the fusion')}
     if fusion == 'pool':
         charts['fusion_shares'] = Chart(f'{watched}/share_', 'share of the fused norm')
-    return recipe.swap('neck', last=(Last, reader)).extend(
-        'mff', charts=charts if len(chosen) > 1 else {}, decay={r'neck/last/logits': decay_logits}
-    )
+    extended = recipe.extend('mff', charts=charts if len(chosen) > 1 else {}, decay={r'neck/last/logits': decay_logits})
+    return extended.swap('neck', last=(Last, reader))
 
 
 def spread_layers(depth: int) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ released code; where the paper is silent or at odds with itself (design/ambiguit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 from mim_jax.errors import Refused
 from mim_jax.objectives.heterogeneity import SCALES, distinctiveness, heterogeneity, ranking, sparsity
 from mim_jax.recipe import Chart, Objective, Recipe
+from mim_jax.tokens import MaskPlan
 
 if TYPE_CHECKING:
     from mim_jax.forward import Forward
@@ -68,47 +68,52 @@ def mto(
     _check_choices(
         rank_direction=rank_direction, affinity_scale=affinity_scale, spa_reduce=spa_reduce, spa_layers=spa_layers
     )
-    _check_numbers(mto_weight, tau, spa_weight=spa_weight, e_weight=e_weight, r_weight=r_weight, epsilon=epsilon)
+    _check_numbers(mto_weight, tau, epsilon, spa_weight=spa_weight, e_weight=e_weight, r_weight=r_weight)
     places = recipe.mixed_places()
     if not places:
-        raise Refused(f'mto shapes mask tokens among image tokens, and {recipe.name} has none.')
+        raise Refused(f'mto shapes mask tokens among image tokens, and {recipe.papers[0]} has none.')
     if mto_weight == -1:
         mto_weight = 0.01 if recipe.encoder.mask_tokens else 0.1
 
-    scale = {'scale': affinity_scale, 'tau': tau}
-    tokens = partial(read_tokens, positions=x0_with_pos, layer_norm=layer_norm)
-    # Each layer's affinities are made again in the backward pass: only tokens are kept, which the network keeps anyway.
-    measure = jax.checkpoint(partial(heterogeneity, **scale))
-    attend = jax.checkpoint(partial(sparsity, **scale, reduce=spa_reduce, exclude_self=exclude_self))
+    def prepare(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        return jax.nn.standardize(x, variance=x.var(-1, keepdims=True), epsilon=1e-6) if layer_norm else x
+
+    # Each layer's affinities are made again in the backward pass, which keeps its tokens instead (with remat it has them).
+    @jax.checkpoint
+    def measure(x: jax.Array, plan: MaskPlan) -> jax.Array:
+        return heterogeneity(prepare(x), plan.keep, plan.masked, affinity_scale, tau)
+
+    @jax.checkpoint
+    def attend(x: jax.Array, plan: MaskPlan) -> jax.Array:
+        return sparsity(prepare(x), plan.keep, affinity_scale, tau, spa_reduce, exclude_self)
 
     def levels(forward: Forward, place: str) -> jax.Array:
         """H of every layer, f32[B,L+1]."""
-        plan = forward.plan('main')
-        return jnp.stack([measure(x, plan.keep, plan.masked) for x in tokens(forward, place)], axis=-1)
-
-    def levels_of(forward: Forward, place: str) -> jax.Array:
-        return forward.shared(f'mto/{place}', lambda forward: levels(forward, place))
+        tokens, plan = forward.hidden(place, positions=x0_with_pos), forward.plan('main')
+        return forward.shared(f'mto/{place}', lambda _: jnp.stack([measure(x, plan) for x in tokens], axis=-1))
 
     def loss(forward: Forward) -> dict[str, jax.Array]:
         plan, terms = forward.plan('main'), {'sparsity': [], 'distinctiveness': [], 'ranking': []}
         for place in places:
-            x, h = tokens(forward, place), levels_of(forward, place)
+            tokens, h = forward.hidden(place, positions=x0_with_pos), levels(forward, place)
             first = h[:, 0]
             if stop_visible:
-                still = jnp.where(plan.masked[..., None], x[0], jax.lax.stop_gradient(x[0]))
-                first = measure(still, plan.keep, plan.masked)
-            rows = [attend(one, plan.keep) for one in (x if spa_layers == 'all' else x[:1])]
+                still = jax.lax.stop_gradient(tokens[0])
+                first = measure(jnp.where(plan.masked[..., None], tokens[0], still), plan)
+            rows = [attend(x, plan) for x in (tokens if spa_layers == 'all' else tokens[:1])]
             terms['sparsity'].append(jnp.stack(rows).mean())
             terms['distinctiveness'].append(distinctiveness(first, epsilon).mean())
             terms['ranking'].append(ranking(h, rank_direction).mean())
         return {name: sum(values) for name, values in terms.items()}
 
     def watch(forward: Forward) -> Mapping[str, Any]:
+        """H of every layer, and the length of mask and visible tokens before positions, whatever the other settings."""
         seen: dict[str, Any] = {}
         for place in places:
-            h = levels_of(forward, place).mean(0)
+            h = levels(forward, place).mean(0)
             seen |= {f'{place}/heterogeneity_{layer:02d}': h[layer] for layer in range(len(h))}
-            norms = jnp.linalg.norm(tokens(forward, place)[0].astype(jnp.float32), axis=-1)
+            norms = jnp.linalg.norm(forward.hidden(place)[0].astype(jnp.float32), axis=-1)
             masked = forward.plan('main').masked
             seen[f'{place}/norm_masked'] = norms.mean(where=masked)
             seen[f'{place}/norm_visible'] = norms.mean(where=~masked)
@@ -127,19 +132,13 @@ def mto(
     )
 
 
-def read_tokens(forward: Forward, place: str, positions: bool, layer_norm: bool) -> list[jax.Array]:
-    """Patch tokens of layers 0 to L of the encoder or a decoder, f[B,N,D]; see Forward.hidden."""
-    tokens = forward.hidden(place, positions=positions)
-    return [jax.nn.standardize(x.astype(jnp.float32), axis=-1) for x in tokens] if layer_norm else tokens
-
-
 def _check_choices(**given: str) -> None:
     for name, value in given.items():
         if value not in CHOICES[name]:
             raise Refused(f'mto.{name}={value!r} must be one of {", ".join(CHOICES[name])}.')
 
 
-def _check_numbers(mto_weight: float, tau: float, **given: float) -> None:
+def _check_numbers(mto_weight: float, tau: float, epsilon: float, **given: float) -> None:
     for name, value in given.items():
         if value < 0:
             raise Refused(f'mto.{name}={value} must not be negative.')
@@ -147,5 +146,6 @@ def _check_numbers(mto_weight: float, tau: float, **given: float) -> None:
         raise Refused(
             f'mto.mto_weight={mto_weight} must not be negative, save for -1, which leaves the choice to the place.'
         )
-    if tau <= 0:
-        raise Refused(f'mto.tau={tau} must be above 0.')
+    for name, value in (('tau', tau), ('epsilon', epsilon)):
+        if value <= 0:
+            raise Refused(f'mto.{name}={value} must be above 0.')

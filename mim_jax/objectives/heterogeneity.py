@@ -22,30 +22,32 @@ TINY = 1e-12  # a squared norm below it counts as this
 def affinity_logits(rows: jax.Array, columns: jax.Array, scale: Scale = 'sqrt_dim', tau: float = 0.1) -> jax.Array:
     """f[B,R,D], f[B,S,D] -> f32[B,R,S], whose softmax over columns is the affinity matrix of equations 2 and 3.
 
-    'none': x y^T, the equations to the letter; 'sqrt_dim': x y^T / sqrt D; 'cosine': the cosine of the angle / tau.
+    'none': x y^T, the equations to the letter; 'sqrt_dim': x y^T / sqrt D; 'cosine': the cosine of the angle / tau. Each row
+    less a number of its own.
     """
     rows, columns = rows.astype(jnp.float32), columns.astype(jnp.float32)
     if scale == 'cosine':
         rows, columns = (
             x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), TINY)) for x in (rows, columns)
         )
+    # One vector less in every column shifts whole rows, which softmax does not see; what tokens have in common, often most
+    # of a residual stream, would take up the digits. Equal columns become exactly 0.
+    columns = columns - jax.lax.stop_gradient(columns[:, :1])
+    # Rows are divided, not logits: in fusions XLA rounds a division of logits here and not there, and large ones differ.
+    rows = rows / {'sqrt_dim': rows.shape[-1] ** 0.5, 'none': 1.0, 'cosine': tau}[scale]
     # Logits reach hundreds: the few bits of one bf16 pass, the default of TPUs, would move the entropy.
-    logits = jnp.einsum('brd,bsd->brs', rows, columns, precision=jax.lax.Precision.HIGHEST)
-    return logits / {'sqrt_dim': rows.shape[-1] ** 0.5, 'none': 1.0, 'cosine': tau}[scale]
+    return jnp.einsum('brd,bsd->brs', rows, columns, precision=jax.lax.Precision.HIGHEST)
 
 
-def row_entropy(logits: jax.Array, counted: jax.Array | None = None) -> jax.Array:
-    """Entropy of softmax(logits) over the last axis, f32[...,S] -> f32[...], in [0, ln S]; exact for equal logits.
+def row_entropy(logits: jax.Array, counted: jax.Array | bool = True) -> jax.Array:
+    """Entropy of softmax(logits) over the last axis, f32[...,S] -> f32[...], in [0, ln S]; ln S for equal logits.
 
     counted: bool, broadcast to logits: the columns that are there. With z the logits less their maximum and Z the sum of
     exp z: ln Z - sum(exp(z) z) / Z, where no term can overflow and 0 ln 0 does not occur.
     """
-    if counted is not None:
-        logits = jnp.where(counted, logits, -jnp.inf)
-    z = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    if counted is not None:  # -inf * 0 is NaN, in the value and in the gradient
-        z = jnp.where(counted, z, 0.0)
-    exponential = jnp.exp(z) if counted is None else jnp.where(counted, jnp.exp(z), 0.0)
+    highest = logits.max(-1, keepdims=True, where=counted, initial=-jnp.inf)
+    z = jnp.where(counted, logits - jax.lax.stop_gradient(highest), 0.0)
+    exponential = jnp.where(counted, jnp.exp(z), 0.0)
     total = exponential.sum(-1)
     return jnp.log(total) - (exponential * z).sum(-1) / total
 
@@ -74,8 +76,8 @@ def sparsity(
     'sum' is the equation's; exclude_self leaves a token's affinity to itself out.
     """
     logits = affinity_logits(gather_tokens(tokens, keep), tokens, scale, tau)
-    others = keep[:, :, None] != jnp.arange(tokens.shape[1]) if exclude_self else None
-    entropy = row_entropy(logits, others)
+    counted = keep[:, :, None] != jnp.arange(tokens.shape[1]) if exclude_self else True
+    entropy = row_entropy(logits, counted)
     return entropy.mean(-1) if reduce == 'mean' else entropy.sum(-1)
 
 

@@ -61,7 +61,7 @@ class Program:
     """The train step of a recipe on a mesh, not yet compiled, and the state it needs, not yet allocated.
 
     abstract: the state's shapes, dtypes and shardings; frozen: fixed teachers' parameters, placed; step: (state, frozen,
-    {crop: u8[B,S,S,3]}) -> (state, logs), jitted, its state donated.
+    {crop: u8[B,S,S,3], and 'label': i32[B] where labels are read}) -> (state, logs), jitted, its state donated.
     """
 
     recipe: Recipe

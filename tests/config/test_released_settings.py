@@ -3,7 +3,8 @@
 Read from: facebookresearch/mae PRETRAIN.md and main_pretrain.py; microsoft/SimMIM configs/vit_base__800ep/
 simmim_pretrain__vit_base__img224__800ep.yaml and config.py; open-mmlab/mmselfsup configs/selfsup/pixmim (800 epochs);
 LightDXY/BootMAE README.md and run_pretraining.py; TencentARC/ConMIM README.md and run_conmim_pretraining.py;
-Alpha-VL/ConvMAE PRETRAIN.md and main_pretrain.py. Collected in design/methods sections 1, 3, 4, 8, 9, 10, 12.
+Alpha-VL/ConvMAE PRETRAIN.md and main_pretrain.py; facebookresearch/deit main.py. Collected in design/methods sections 1, 3,
+4, 8, 9, 10, 12.
 """
 
 from pathlib import Path
@@ -51,8 +52,18 @@ RELEASED = {
         **{'conmim.mask_ratio': 0.75, 'conmim.mask_cell': 2, 'conmim.temperature': 0.1, 'conmim.momentum': 0.996},
         **{'conmim.projector_width': 4096, 'conmim.projector_output': 256, 'conmim.bn_images': 64},
     },
+    'supervised': {  # the defaults of DeiT's arguments; 5e-7 becomes 1e-6 by the scaling
+        **{'batch_size': 1024, 'epochs': 300.0, 'optim.base_lr': 5e-4, 'optim.lr_scaling': 'linear/512'},
+        **{'optim.b2': 0.999, 'optim.warmup_epochs': 5.0, 'optim.warmup_lr': 5e-7, 'optim.schedule': 'cosine'},
+        **{'optim.min_lr': 1e-5, 'optim.decay_exclude': 'simmim', 'encoder.drop_path': 0.1},
+        **{'encoder.positions': 'learned', 'data.scale': (0.08, 1.0), 'data.interpolation': 'bicubic'},
+        **{'supervised.classes': 0, 'supervised.label_smoothing': 0.1},
+    },
 }
-PEAKS = {'mae': 2.4e-3, 'pixmim': 2.4e-3, 'mcmae': 1.8e-3, 'bootmae': 2.4e-3, 'simmim': 4e-4, 'conmim': 5e-4}
+PEAKS = {
+    **{'mae': 2.4e-3, 'pixmim': 2.4e-3, 'mcmae': 1.8e-3, 'bootmae': 2.4e-3, 'simmim': 4e-4, 'conmim': 5e-4},
+    'supervised': 1e-3,
+}
 
 
 def test_no_base_is_forgotten():

@@ -30,7 +30,7 @@ def make_recipe(base: str, *overrides: str) -> Recipe:
     settings = [*SMALL, *(f'--config.{one}' for one in overrides)]
     config, _ = load_config(f'{CONFIGS / base}.py:smoke', settings, METHODS)
     check_config(config, METHODS)
-    return build(config, 1000)
+    return build(config, 1000, 10)
 
 
 def shapes_of(recipe: Recipe) -> dict[str, Any]:
@@ -60,7 +60,9 @@ def find_format(recipe: Recipe, name: str) -> Format:
 def make_state(recipe: Recipe, name: str, part: str = '') -> tuple[Arrays, Format, Arrays]:
     """(a state in the format of this name, the format, our arrays in it)."""
     form = find_format(recipe, name)
-    arrays = {p: a for p, a in draw_arrays(recipe, part).items() if form.layout.covers(p) or 'attn' in p}
+    positions = form.positions and form.positions.ours
+    drawn = draw_arrays(recipe, part).items()
+    arrays = {p: a for p, a in drawn if form.layout.covers(p) or 'attn' in p or p == positions}
     state, left_out = export_arrays(arrays, form, recipe)
     return state, form, {path: a for path, a in arrays.items() if path not in left_out}
 

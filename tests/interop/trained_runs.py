@@ -38,9 +38,9 @@ def train_run(workdir: Path, base: str, **settings: Any) -> str:
     return out.getvalue()
 
 
-def save_random_run(workdir: Path, base: str) -> None:
+def save_random_run(workdir: Path, base: str, **settings: Any) -> None:
     """The folder of a run at steps 4 and 8 with arbitrary parameters, a teacher's unlike its student's. Compiles nothing."""
-    _, spec, *overrides = settings_of(base)
+    _, spec, *overrides = settings_of(base, **settings)
     config, _ = read_config(spec, overrides)
     program = make_program(build_recipe(config), make_mesh(devices=jax.devices()[:1]))
     folder, draw = Workdir(workdir, config), np.random.default_rng(0)

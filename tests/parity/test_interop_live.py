@@ -23,6 +23,7 @@ from mim_jax.interop.formats import BEITS, VITS, formats_of, recognise
 from mim_jax.interop.hf import hf_config, hf_preprocessor
 from mim_jax.interop.timm import timm_model
 from mim_jax.interop.transfer import export_arrays, import_arrays
+from mim_jax.objectives.classify import cross_entropy
 
 MISSING = [name for name in ('torch', 'torchvision', 'transformers', 'timm') if importlib.util.find_spec(name) is None]
 pytestmark = [
@@ -32,6 +33,7 @@ pytestmark = [
 
 if not MISSING:
     import timm
+    import timm.loss
     import torch
     import transformers
 
@@ -45,6 +47,7 @@ ENCODERS = [
     ('simmim', ()),
     ('conmim', ('image_size=48',)),
     ('conmim', ('conmim.layer_scale=0.0',)),
+    ('supervised', ()),
 ]
 
 
@@ -107,7 +110,8 @@ def test_random_weights_in_transformers(base, settings):
 @pytest.mark.parametrize(
     ('base', 'kind', 'part'),
     [('mae', 'timm', 'encoder'), ('mae', 'hf', 'encoder'), ('mae', 'hf', 'full'), ('simmim', 'timm', 'encoder'),
-     ('simmim', 'hf', 'encoder'), ('bootmae', 'timm', 'teacher'), ('bootmae', 'hf', 'teacher')],
+     ('simmim', 'hf', 'encoder'), ('bootmae', 'timm', 'teacher'), ('bootmae', 'hf', 'teacher'),
+     ('supervised', 'timm', 'full')],
 )  # fmt: skip
 def test_the_printed_line_opens_a_run(base, kind, part, tmp_path, capsys):
     """Briefly trained (BootMAE: with a teacher unlike its student); the line is executed as it is printed."""
@@ -181,6 +185,29 @@ def test_a_supervised_vit_keeps_its_trained_positions(kind):
             model.forward_features(pixels_of(images)) if kind == 'timm' else model(pixels_of(images)).last_hidden_state
         )
     assert_close(encoder_features(recipe, arrays, images), output.numpy())
+
+
+def test_a_classifier_of_timm_comes_with_its_head():
+    """The logits of DeiT's architecture, and the loss it is trained with."""
+    recipe, labels = make_recipe('supervised'), np.array([7, 2])
+    torch.manual_seed(0)
+    name, arguments = timm_model(recipe, 10)
+    model = timm.create_model(name, **arguments).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    form, named = recognise(to_arrays(model), formats_of(recipe, shapes_of(recipe)))
+    arrays, account = import_arrays(named, form, recipe, shapes_of(recipe))
+    assert (account.missing, account.skipped) == ([], {})
+    images, _ = load_images(recipe)
+    with torch.no_grad():
+        expected = model(pixels_of(images))
+    kernel, bias = (arrays.pop(f'objectives/classify/linear/{part}') for part in ('kernel', 'bias'))
+    found = encoder_features(recipe, arrays, images)[:, 0] @ kernel + bias
+    assert_close(found, expected.numpy())
+    for criterion in (timm.loss.LabelSmoothingCrossEntropy(0.1), torch.nn.CrossEntropyLoss(label_smoothing=0.1)):
+        loss = criterion(expected, torch.from_numpy(labels))
+        np.testing.assert_allclose(cross_entropy(found, labels, 0.1), loss, rtol=1e-5)
 
 
 # -- files of PyTorch --------------------------------------------------------------------------------------------------

@@ -1,0 +1,138 @@
+"""Every cell of the support matrix: it trains, or it refuses with the sentence that the matrix prints."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from parity_rules import photographs
+from test_precision import OPTIONS
+from tiny_runs import SIDE, init_plain, leaves, random_batch, start, tiny_config
+
+from mim_jax import matrix
+from mim_jax.errors import Refused
+from mim_jax.methods import BASES, PAPERS
+from mim_jax.parallel.hosts import to_global
+from mim_jax.parallel.mesh import make_mesh
+from mim_jax.training import optim, state, step
+
+ROOT = Path(__file__).parents[1]
+STEPS, BATCH = 50, 16
+COLUMNS = ('mff', 'mto')
+CELLS = [(base, papers) for base in BASES for papers in matrix.list_stacks(COLUMNS)]
+# A light decoder; mask tokens in the encoder, and a teacher; two decoders, and a teacher; an encoder with convolutions.
+FAMILIES = ('mae', 'conmim', 'bootmae', 'mcmae')
+explain_refusal = functools.cache(matrix.explain_refusal)
+MADE = ('params/', 'batch_stats/', 'teachers/')  # the rest of a first state is zeros
+
+
+def stack(base, papers):
+    """The recipe, tiny: two blocks of width 32 on 4 x 4 patches of 4 pixels."""
+    recipe = BASES[base](tiny_config({'width': 32}, steps=STEPS), **OPTIONS[base])
+    for paper in papers:
+        recipe = PAPERS[paper](recipe)
+    return recipe
+
+
+@functools.cache
+def first_values(base):
+    """{path: array} for all cells of a base: made by name, a value is the same whatever papers there are."""
+    papers = [paper for paper in COLUMNS if explain_refusal(base, (paper,)) is None]
+    return leaves(init_plain(stack(base, papers)).replace(root_key=()))
+
+
+def first_state(recipe):
+    """The state at step 0; creation is compiled once for each base."""
+    optimizer = optim.make_optimizer(recipe.config.optim, lambda step: 1e-3, recipe.decay)
+    abstract = state.abstract_state(recipe, optimizer, make_mesh(devices=jax.devices()[:1]))
+    values, bare = first_values(recipe.papers[0]), abstract.replace(root_key=())
+    made = [
+        values[path] if path.startswith(MADE) else np.zeros(leaf.shape, leaf.dtype)
+        for path, leaf in state.flatten_with_paths(bare)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(bare), made).replace(root_key=jax.random.key(0))
+
+
+def photograph_batch(recipe):
+    """Sixteen pieces of four photographs, with labels drawn at random where labels are read."""
+    images, places = photographs(112, 4), (0, 48)
+    pieces = np.concatenate([images[:, y : y + SIDE, x : x + SIDE] for y in places for x in places])
+    return random_batch(recipe, count=BATCH) | dict.fromkeys(recipe.crops, pieces)
+
+
+def list_falls(recipe, logs):
+    """{what: (first step, mean of the last five)} of the total, and of every objective, its terms summed unweighted."""
+    parts = {
+        name: [key for key in logs[0] if key == f'loss/{name}' or key.startswith(f'loss/{name}/')]
+        for name in ('total', *recipe.objectives)
+    }
+    sums = {name: np.array([sum(one[key] for key in keys) for one in logs]) for name, keys in parts.items()}
+    return {name: (values[0], values[-5:].mean()) for name, values in sums.items()}
+
+
+@pytest.mark.parametrize(('base', 'papers'), CELLS, ids=['+'.join((base, *papers)) for base, papers in CELLS])
+def test_a_cell_trains_or_refuses(base, papers):
+    """50 steps on one batch under changing masks, at the constant 1e-3 of :smoke: the total and every objective fall.
+
+    That includes what could rise for a good reason and does not here: ConMIM's contrast and BootMAE's features, whose targets
+    move, and MTO's terms, of which distinctiveness starts at its lowest.
+    """
+    sentence = explain_refusal(base, papers)
+    assert (sentence is not None) == ('mto' in papers and not stack(base, ()).mixed_places())
+    if sentence is not None:
+        with pytest.raises(Refused) as refused:
+            stack(base, papers)
+        assert str(refused.value) == sentence
+        return
+    recipe = stack(base, papers)
+    logs = start(recipe, first=first_state(recipe), schedule='constant').train([photograph_batch(recipe)] * STEPS)[1]
+    assert all(np.isfinite(value) for one in logs for value in one.values())
+    falls = list_falls(recipe, logs)
+    print('', recipe.name, {name: f'{before:.3f} -> {after:.3f}' for name, (before, after) in falls.items()})
+    assert falls.keys() == {'total', *stack(base, ()).objectives, *({'mto'} & {*papers})}
+    for name, (before, after) in falls.items():
+        assert after < 0.99 * before, name
+
+
+def write_program(recipe):
+    """The program that trains a step, as text."""
+    rate = optim.learning_rate('constant', 1e-3, 0.0, 2, STEPS)
+    optimizer, mesh = (
+        optim.make_optimizer(recipe.config.optim, rate, recipe.decay),
+        make_mesh(devices=jax.devices()[:1]),
+    )
+    abstract = state.abstract_state(recipe, optimizer, mesh)
+    train = step.jit_train_step(step.make_train_step(recipe, optimizer, rate, 1), abstract, {}, mesh)
+    return train.lower(abstract, {}, to_global(mesh, random_batch(recipe, count=BATCH))).as_text()
+
+
+@pytest.mark.parametrize('base', FAMILIES)
+def test_papers_commute(base):
+    """Both orders are the same program letter by letter, so no step of any run can differ; nor can the first (see above)."""
+    one, other = stack(base, COLUMNS), stack(base, COLUMNS[::-1])
+    assert one.name != other.name
+    programs = write_program(one), write_program(other)
+    assert programs[0] == programs[1]
+    assert programs[0] != write_program(stack(base, COLUMNS[:1]))
+
+
+def test_the_readme_has_what_the_program_prints():
+    """Warnings of runpy, as of a module that is there twice, would be errors."""
+    command = [sys.executable, '-W', 'error::RuntimeWarning', '-m', 'mim_jax.recipe']
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, '')
+    begin, end = '<!-- python -m mim_jax.recipe -->\n', '<!-- end of python -m mim_jax.recipe -->'
+    text = (ROOT / 'README.md').read_text()
+    assert text.count(begin) == text.count(end) == 1
+    assert text.partition(begin)[2].partition(end)[0] == ended.stdout
+    rows = [line.strip('| ').split(' | ') for line in ended.stdout.splitlines() if line.startswith('| ')]
+    assert rows[0] == ['base', *('+'.join(papers) or 'none' for papers in matrix.list_stacks())]
+    assert [row[0] for row in rows[1:]] == list(BASES)
+    assert all(row[1] == 'yes' for row in rows[1:])
+
+
+def test_more_papers_come_in_pairs():
+    assert matrix.list_stacks('abc') == [(), ('a',), ('b',), ('c',), ('a', 'b'), ('a', 'c'), ('b', 'c')]
