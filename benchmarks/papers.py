@@ -1,9 +1,9 @@
-"""What papers cost on a base, from the compiled train step. python benchmarks/papers.py [base] [--rounds 5] [--batch 8]
+"""What papers cost on a base, from the compiled train step. python benchmarks/papers.py [base] [--config.key=value ...]
 
 ViT-B/16 at 224 pixels with the base's own configuration and data of noise: FLOPs of the compiled step (bf16 and unrolled, so
 that no loop body is counted once), temporaries at --memory images (default 256; nothing of that size is run), and seconds of a
-step of --batch images in fp32, the forms interleaved, as ratios to the base. --tpu v5e:2x2 compiles memory for that TPU
-instead (needs libtpu; design/feasibility 6), --skip-time and --skip-memory leave parts out.
+step of --batch images in fp32, the forms interleaved for --rounds, as ratios to the base. --tpu v5p:2x2x1 compiles memory for
+one chip of that TPU instead (needs libtpu), --skip-time and --skip-memory leave parts out.
 Numbers with machine and date: benchmarks/README.md.
 """
 
@@ -27,12 +27,18 @@ ROOT = Path(__file__).parents[1]
 # XLA:CPU orders a program for its threads, and so makes all layers' affinities again together; accelerators save memory.
 CPU_ORDER = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
 STACKS = ((), ('mff',), ('mto',), ('mff', 'mto'))
+OVERRIDES: list[str] = []  # of the command line
 
 
 def make(base: str, papers: tuple[str, ...], batch: int, dtype: str, mesh: jax.sharding.Mesh):
     """(program, abstract batch) of a stack."""
     methods = {**BASES, **PAPERS}
-    overrides = [f'--config.papers={",".join(papers)}', f'--config.batch_size={batch}', f'--config.dtype={dtype}']
+    overrides = [
+        f'--config.papers={",".join(papers)}',
+        f'--config.batch_size={batch}',
+        f'--config.dtype={dtype}',
+        *OVERRIDES,
+    ]
     config, _ = load_config(f'{ROOT}/configs/{base}.py', overrides, methods)
     check_config(config, methods)
     recipe = build(config, 1_281_167, 1000)
@@ -114,7 +120,7 @@ def main() -> None:
     parser.add_argument('--tpu', default='')
     parser.add_argument('--skip-time', action='store_true')
     parser.add_argument('--skip-memory', action='store_true')
-    options = parser.parse_args()
+    options, OVERRIDES[:] = parser.parse_known_args()
     mesh = make_mesh(devices=jax.devices()[:1])
     print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.base}, ViT-B/16')
     if not options.skip_memory:

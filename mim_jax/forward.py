@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from mim_jax.models.levels import Levels
 from mim_jax.models.neck import Last
@@ -25,7 +26,8 @@ Tree = dict[str, Any]
 
 
 def _trace() -> Any:
-    return jax.core.get_opaque_trace_state(convention='flax')
+    home = core if hasattr(core, 'get_opaque_trace_state') else jax.core  # it moved in jax 0.10
+    return home.get_opaque_trace_state(convention='flax')
 
 
 def lazy(read: Callable) -> Callable:
