@@ -2,7 +2,7 @@
 
 Command   python -m mim_jax.train --config configs/mae.py --workdir runs/mae --config.data.dir=DATA
           also :src (simple resized crop: the control of MFF's released configuration, which adds
-          --config.optim.decay_exclude=mmpretrain)  :vit_l16  :cifar10  :folder  :smoke (20 steps, CPU)  :demo (embedded digits, CPU)
+          --config.optim.decay_exclude=mmpretrain)  :vit_l16  :cifar10  :folder  :smoke (20 steps)  :demo (digits, CPU)
 Cost      about 59 GFLOP an image, 6.0e19 for the run: 150 TPU v4 chip-hours if 40 % of peak is reached (arithmetic).
 Expected  fine-tuning 83.3, linear probe 65.6 (800 epochs; 82.8 / 61.5 after 300; MFF paper, table 1, same recipe);
           83.66 / 67.8 after 1600 epochs (facebookresearch/mae). Not run here.

@@ -30,15 +30,12 @@ def parse_value(text: str, like: Any) -> Any:
         items = [item.strip().strip('\'"') for item in inner.split(',')]
         if items[-1] == '':  # '' and a trailing comma
             items.pop()
-        words = not like or isinstance(
-            like[0], str
-        )  # what is there now, such as ('all',), need not be what may be there
-        return tuple(_parse_literal(item) if words else parse_value(item, like[0]) for item in items)
+        return tuple(parse_value(item, like[0]) if like else _parse_literal(item) for item in items)
     return fit_value(type(like)(text), like)
 
 
 def _parse_literal(text: str) -> Any:
-    """An item of a tuple that is empty or of text, hence untyped: a number if it reads as one, text otherwise."""
+    """An item of a tuple that is empty by default, hence untyped: a number if it reads as one, text otherwise."""
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):

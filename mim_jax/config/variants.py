@@ -109,7 +109,7 @@ def apply_variants(config: ConfigDict, variants: str, own: Mapping[str, Mapping[
     kind.
     """
     model = dataset = crop = scale = ''
-    chosen: dict[str, Any] = {}
+    chosen: list[str] = []
     for variant in filter(None, (part.strip() for part in variants.split(','))):
         taken = ''
         if re.fullmatch(MODEL, variant):
@@ -121,8 +121,8 @@ def apply_variants(config: ConfigDict, variants: str, own: Mapping[str, Mapping[
         elif variant in SCALES:
             taken, scale = scale, variant
         elif variant in own:
-            taken = next((other for other in own if own[other].keys() & chosen.keys() & own[variant].keys()), '')
-            chosen |= own[variant]
+            taken = next((other for other in chosen if own[other].keys() & own[variant].keys()), '')
+            chosen.append(variant)
         else:
             raise ConfigError(_explain_unknown(variant, own))
         if taken:
@@ -138,7 +138,7 @@ def apply_variants(config: ConfigDict, variants: str, own: Mapping[str, Mapping[
         _apply_model(config, model)
     if crop:
         config.data.update(CROPS[crop])
-    for key, value in chosen.items():
+    for key, value in (item for variant in chosen for item in own[variant].items()):
         section, _, leaf = key.rpartition('.')
         if section and section not in config:
             config[section] = ConfigDict()  # of a paper that the variant adds

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from mim_jax.config import bind_method, steps_per_epoch, total_steps
+from mim_jax.errors import ConfigError
 from mim_jax.forward import create_parameters
 from mim_jax.methods.bootmae import bootmae
 from mim_jax.methods.conmim import conmim
@@ -43,6 +44,7 @@ def build(
     the config section of its name. Ends by tracing the losses abstractly, so that every mistake is a sentence
     before a device is touched: Refused, ConfigError or a shape error with the value that was being computed.
     """
+    _check_kinds(config, bases, papers)
     config = config.copy_and_resolve_references().unlock()
     config.steps, config.steps_per_epoch = total_steps(config, dataset_size), steps_per_epoch(config, dataset_size)
     config.classes = classes
@@ -52,3 +54,12 @@ def build(
         recipe = bind_method(config, name, papers[name])(recipe)
     jax.eval_shape(lambda key: create_parameters(recipe, key), jax.random.key(config.seed))
     return recipe
+
+
+def _check_kinds(config: Any, bases: Mapping[str, Any], papers: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a paper in place of the base, or a base among the papers."""
+    if config.base not in bases:
+        raise ConfigError(f'base={config.base} is a paper, which goes on a base: name it in papers; bases: {", ".join(bases)}.')
+    for name in config.papers:
+        if name not in papers:
+            raise ConfigError(f'papers: {name} is a base, of which a run has one; set base={name}; papers: {", ".join(papers)}.')
