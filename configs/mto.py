@@ -6,7 +6,7 @@ Command   python -m mim_jax.train --config configs/mto.py --workdir runs/mto --c
           '--config.optim.step_epochs=()'
           also :paper (all terms at weight 1)  :eq5 (the ranking loss as printed)  :literal (unscaled affinities, sums over
           rows)  :watch (only H is logged)  :vit_l16  :cifar10  :folder  :smoke (20 steps, CPU)  :demo (embedded digits, CPU)
-Cost      about 60 GFLOP an image, 2 % of it for the affinities: 155 TPU v4 chip-hours at 40 % of peak (arithmetic).
+Cost      about 59 GFLOP an image, 0.7 % of it for the affinities: 150 TPU v4 chip-hours at 40 % of peak (arithmetic).
 Expected  paper, table 2: linear probe 64.8 (MAE as its authors ran it 63.9; after 400 epochs 63.6 and 57.4); BootMAE 66.8
           (65.4), ConMIM 40.3 (39.2); SimMIM fine-tuned for 100 epochs after 400: 83.5 (table 3). Not run here.
 """

@@ -39,7 +39,7 @@ def read_stages(forward):
     for name, layer in params['neck/stages'].items():
         cells = levels.maps[name].reshape(2, cases.VISIBLE, -1)
         seen[f'neck/stages/{name}'] = cells @ layer['kernel'] + layer['bias']
-    return seen | {'encoder/embed4': levels.hidden(0).patches}
+    return seen | {'encoder/embed4': levels.embedding.patches}
 
 
 @pytest.mark.parametrize('setting', ['norm', 'plain'])

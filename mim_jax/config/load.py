@@ -92,17 +92,20 @@ def _split_overrides(overrides: Iterable[str]) -> tuple[list[tuple[str, str]], l
 
 
 def _apply_settings(config: ConfigDict, settings: list[tuple[str, str]], methods: Mapping[str, Callable]) -> list[str]:
-    """Set the keys, each by the type of its present value; return the problems."""
-    problems = []
+    """Set the keys, each by the type of a method's default or of its present value; return the problems."""
+    problems, selected = [], [name for name in methods_in_use(config) if name in methods]
+    # A default of () is a tuple of anything: what is there now, such as ('all',), need not be what may be there.
+    own = {f'{name}.{key}': value for name in selected for key, value in method_defaults(methods[name]).items()}
     for name, text in settings:
         known = flatten(config)
         if name not in known:
             problems.append(f'{PREFIX}{name}: {_explain_unknown(name, config, known, methods)}')
             continue
+        like = own.get(name, known[name])
         try:
-            assign(config, name, parse_value(text, known[name]))
+            assign(config, name, parse_value(text, like))
         except ValueError:
-            problems.append(f"{PREFIX}{name}={text}: expected {describe_type(known[name])}, not '{text}'.")
+            problems.append(f"{PREFIX}{name}={text}: expected {describe_type(like)}, not '{text}'.")
     return problems
 
 

@@ -76,12 +76,10 @@ TIMM_VIT = Layout(  # timm 1, VisionTransformer(num_classes=0).state_dict()
     ignored=CLASSIFIERS,
 )
 
-TIMM_CLASSIFIER = (
-    Layout(  # timm 1, VisionTransformer().state_dict(), which pools by its CLS token; DeiT's released files
-        name='timm VisionTransformer with its classifier',
-        entries=(*TIMM_VIT.entries, *linear('objectives/classify/linear', 'head')),
-        constants=TIMM_VIT.constants,
-    )
+TIMM_CLASSIFIER = Layout(  # timm 1, VisionTransformer().state_dict(), pooled by its CLS token; DeiT's released files
+    name='timm VisionTransformer with its classifier',
+    entries=(*TIMM_VIT.entries, *linear('objectives/classify/linear', 'head')),
+    constants=TIMM_VIT.constants,
 )
 
 TIMM_BEIT = Layout(  # timm 1, Beit(use_abs_pos_emb=False, use_shared_rel_pos_bias=True, init_values=...).state_dict()

@@ -59,7 +59,11 @@ def build(
 def _check_kinds(config: Any, bases: Mapping[str, Any], papers: Mapping[str, Any]) -> None:
     """Raise ConfigError for a paper in place of the base, or a base among the papers."""
     if config.base not in bases:
-        raise ConfigError(f'base={config.base} is a paper, which goes on a base: name it in papers; bases: {", ".join(bases)}.')
+        raise ConfigError(
+            f'base={config.base} is a paper, which goes on a base: name it in papers; bases: {", ".join(bases)}.'
+        )
     for name in config.papers:
         if name not in papers:
-            raise ConfigError(f'papers: {name} is a base, of which a run has one; set base={name}; papers: {", ".join(papers)}.')
+            raise ConfigError(
+                f'papers: {name} is a base, of which a run has one; set base={name}; papers: {", ".join(papers)}.'
+            )

@@ -18,6 +18,8 @@ Where it is silent, or we differ:
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from mim_jax.errors import Refused
 from mim_jax.models.fusion import Fusion
 from mim_jax.models.neck import Last
@@ -45,10 +47,11 @@ def mff(
     for name, value in (('projection', projection), ('fusion', fusion)):
         if value not in CHOICES[name]:
             raise Refused(f'mff.{name}={value!r} must be one of {", ".join(CHOICES[name])}.')
+    if fusion == 'attention' and not decay_logits:
+        raise Refused("mff.decay_logits=False has no effect unless mff.fusion='pool', which alone has logits.")
     chosen = choose_layers(layers, recipe.encoder.depth)
-    reader = Fusion(
-        chosen, projection, fusion, detach, recipe.config.encoder.heads, getattr(recipe.encoder, 'dtype', 'float32')
-    )
+    heads, dtype = recipe.config.encoder.heads, jnp.dtype(recipe.config.dtype)
+    reader = Fusion(chosen, projection, fusion, detach, heads, dtype)
     watched = 'watch/neck/last'
     charts = {'fusion_weights': Chart(f'{watched}/weight_', 'weight in the fusion')}
     if fusion == 'pool':
@@ -76,7 +79,7 @@ def choose_layers(layers: tuple, depth: int) -> tuple[int, ...]:
     chosen = tuple(layer + depth if layer < 0 else layer for layer in layers)
     if list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] != depth - 1:
         raise Refused(
-            f'mff.layers={layers} must rise without repetition from 0 or more to the last block, {depth - 1} of these '
-            f'{depth}, which -1 names too.'
+            f'mff.layers={layers} must rise without repetition and end with the last block, which is {depth - 1} or -1 '
+            f'with encoder.depth={depth}.'
         )
     return chosen

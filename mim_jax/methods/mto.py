@@ -33,6 +33,7 @@ from mim_jax.tokens import MaskPlan
 if TYPE_CHECKING:
     from mim_jax.forward import Forward
 
+TAU = 0.1  # of cosines
 CHOICES = {
     'rank_direction': ('descending', 'eq5'),
     'affinity_scale': SCALES,
@@ -50,7 +51,7 @@ def mto(
     r_weight: float = 1.0,
     rank_direction: str = 'descending',
     affinity_scale: str = 'sqrt_dim',
-    tau: float = 0.1,
+    tau: float = TAU,
     x0_with_pos: bool = False,
     layer_norm: bool = False,
     spa_reduce: str = 'mean',
@@ -69,6 +70,8 @@ def mto(
         rank_direction=rank_direction, affinity_scale=affinity_scale, spa_reduce=spa_reduce, spa_layers=spa_layers
     )
     _check_numbers(mto_weight, tau, epsilon, spa_weight=spa_weight, e_weight=e_weight, r_weight=r_weight)
+    if tau != TAU and affinity_scale != 'cosine':
+        raise Refused(f"mto.tau={tau} has no effect unless mto.affinity_scale='cosine'.")
     places = recipe.mixed_places()
     if not places:
         raise Refused(f'mto shapes mask tokens among image tokens, and {recipe.papers[0]} has none.')

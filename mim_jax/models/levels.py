@@ -33,10 +33,6 @@ class Levels:
         """Tokens after the last block, before the final norm."""
         return self.blocks[-1]
 
-    def hidden(self, layer: int) -> Tokens:
-        """Tokens of layer 0 (embedding, before positions) to len(blocks)."""
-        return (self.embedding, *self.blocks)[layer]
-
     def attention(self, block: int) -> jax.Array:
         """Softmax maps of one block, f32[B,heads,T,T] over prefix and patches; computed only if asked for."""
         queries, keys = (a.astype(jnp.float32) for a in self.queries_keys[block])

@@ -9,7 +9,8 @@ from test_released_settings import COMMON, MAE, ROOT
 
 from mim_jax.config import check_config, load_config, peak_lr
 from mim_jax.config.names import flatten
-from mim_jax.methods import BASES, PAPERS
+from mim_jax.errors import ConfigError
+from mim_jax.methods import BASES, PAPERS, build
 
 METHODS = {**BASES, **PAPERS}
 SRC = {'data.crop': 'src', 'data.interpolation': 'bilinear', 'data.padding': 4, 'data.flip': True}
@@ -73,6 +74,27 @@ def test_rows_of_tables_change_the_fusion_alone(variant):
     load_config(f'{ROOT}/configs/mff.py:smoke,{variant}', (), METHODS)
 
 
-def test_numbers_can_take_the_place_of_a_variants_word():
-    """:pilot says ('all',), which must not make text of what is given instead."""
+def test_numbers_and_words_can_take_one_anothers_place():
+    """:pilot says ('all',), :shallow (0, -1): neither must decide the type of what is given instead."""
     assert settings('mff.py:pilot', '--config.mff.layers=0,-1')['mff.layers'] == (0, -1)
+    assert settings('mff.py:shallow', '--config.mff.layers=all')['mff.layers'] == ('all',)
+
+
+@pytest.mark.parametrize('pair', [('four', 'shallow'), ('pilot', 'nonlinear'), ('shallow', 'pilot')])
+def test_rows_that_exclude_one_another_are_both_named(pair):
+    with pytest.raises(ConfigError, match="Variants '{}' and '{}' exclude one another".format(*pair)):
+        settings(f'mff.py:{",".join(pair)}')
+
+
+@pytest.mark.parametrize(
+    ('override', 'sentence'),
+    [
+        ('base=mto', 'base=mto is a paper, which goes on a base: name it in papers; bases: mae, '),
+        ('papers=simmim', 'papers: simmim is a base, of which a run has one; set base=simmim; papers: mff, mto'),
+    ],
+)
+def test_bases_and_papers_are_not_confused(override, sentence):
+    config, _ = load_config(f'{ROOT}/configs/mae.py', [f'--config.{override}'], METHODS)
+    check_config(config, METHODS)
+    with pytest.raises(ConfigError, match=sentence):
+        build(config, 1000)

@@ -169,17 +169,21 @@ def test_layers_on_the_command_line():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'layers': (0, 4)}, r'mff\.layers=\(0, 4\) must rise .* to the last block, 3 of these 4'),
+        (
+            {'layers': (0, 4)},
+            r'mff\.layers=\(0, 4\) must rise .* end with the last block, which is 3 or -1 .*depth=4\.',
+        ),
         ({'layers': (-5, 3)}, r'mff\.layers=\(-5, 3\)'),
         ({'layers': (2, 0, 3)}, r'mff\.layers=\(2, 0, 3\) must rise'),
         ({'layers': (0, 0, 3)}, r'mff\.layers=\(0, 0, 3\) must rise without repetition'),
         ({'layers': (0, -4, 3)}, r'mff\.layers=\(0, -4, 3\) must rise without repetition'),
-        ({'layers': (0, 2)}, r'mff\.layers=\(0, 2\) must rise .* which -1 names too'),
+        ({'layers': (0, 2)}, r'mff\.layers=\(0, 2\) must rise .* which is 3 or -1'),
         ({'layers': ('first', 3)}, r"mff\.layers=\('first', 3\) must be blocks by number"),
         ({'layers': ('all', 3)}, r"mff\.layers=\('all', 3\) must be blocks by number"),
         ({'layers': (0.0, 3)}, r'mff\.layers=\(0\.0, 3\) must be blocks by number'),
         ({'layers': (False, 3)}, r'mff\.layers=\(False, 3\) must be blocks by number'),
         ({'projection': 'mlp'}, r"mff\.projection='mlp' must be one of none, linear, nonlinear"),
+        ({'fusion': 'attention', 'decay_logits': False}, r'mff\.decay_logits=False has no effect'),
         ({'fusion': 'mean'}, r"mff\.fusion='mean' must be one of pool, attention"),
     ],
 )

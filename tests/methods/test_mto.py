@@ -228,6 +228,7 @@ def test_stop_visible_keeps_the_gradient_of_distinctiveness_from_visible_tokens(
         ({'e_weight': -1.0}, r'mto\.e_weight=-1\.0 must not be negative\.'),
         ({'r_weight': -1.0}, r'mto\.r_weight=-1\.0 must not be negative\.'),
         ({'tau': 0.0}, r'mto\.tau=0\.0 must be above 0\.'),
+        ({'tau': 0.2}, r"mto\.tau=0\.2 has no effect unless mto\.affinity_scale='cosine'"),
         ({'epsilon': 0.0}, r'mto\.epsilon=0\.0 must be above 0\.'),
     ],
 )

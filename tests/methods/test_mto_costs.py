@@ -11,12 +11,8 @@ from mim_jax.methods import BASES
 from mim_jax.methods.mto import mto
 from mim_jax.objectives.heterogeneity import heterogeneity
 
-IMAGES, PATCHES, VISIBLE, WIDTH = (
-    256,
-    196,
-    49,
-    512,
-)  # MAE's ViT-B/16 decoder at a batch of 256: nothing of it is computed
+# MAE's ViT-B/16 decoder at a batch of 256: nothing of it is computed.
+IMAGES, PATCHES, VISIBLE, WIDTH = 256, 196, 49, 512
 AFFINITIES = IMAGES * PATCHES * VISIBLE * 4  # bytes of one layer's, in fp32
 TOKENS = jax.ShapeDtypeStruct((IMAGES, PATCHES, WIDTH), jnp.float32)
 

@@ -96,7 +96,7 @@ def test_visible_patches_alone_equal_the_released_form(params, images, plan, mas
 
     def ours(params):
         levels = ConvViT(**SIZES).apply({'params': params}, images, chosen, method='levels')
-        return [levels.maps['stage1'], levels.maps['stage2'], levels.hidden(0).patches]
+        return [levels.maps['stage1'], levels.maps['stage2'], levels.embedding.patches]
 
     def dense(params):
         hidden = plan.masked if masked else jnp.zeros((4, 15), bool)
@@ -230,7 +230,7 @@ def test_drop_path_ramps_over_the_blocks_of_all_stages(images):
     kept = run(params, images, method='levels', **one)
     np.testing.assert_allclose(dropped.maps['stage1'], kept.maps['stage1'], atol=1e-5)
     assert np.abs(dropped.maps['stage2'] - kept.maps['stage2']).max() > 1e-2
-    placed = dropped.hidden(0).patches + sincos_positions(3, 5, 16)
+    placed = dropped.embedding.patches + sincos_positions(3, 5, 16)
     np.testing.assert_allclose(dropped.last.patches, placed, atol=1e-5)
 
 

@@ -51,7 +51,7 @@ def test_only_masked_patches_get_positions(params, inputs):
     placed += sincos_positions(2, 4, 16, row_first=True)
     for image, keep in enumerate(np.asarray(plan.keep)):
         expected[image, keep] = placed[image, keep] = embedded.patches[image]
-    np.testing.assert_allclose(levels.hidden(0).patches, expected, atol=1e-5)
+    np.testing.assert_allclose(levels.embedding.patches, expected, atol=1e-5)
     np.testing.assert_allclose(levels.last.patches, placed, atol=1e-5)
     np.testing.assert_allclose(levels.last.prefix, embedded.prefix, atol=1e-5)
     assert len(levels.blocks) == 2

@@ -27,7 +27,7 @@ def test_embedding_is_unshuffled_and_filled_with_the_mask_token(case):
     expected = np.tile(params['mask_token'], (3, 8, 1))
     for image, keep in enumerate(np.asarray(plan.keep)):
         expected[image, keep] = embedded[image]
-    np.testing.assert_allclose(levels.hidden(0).patches, expected, atol=1e-6)
+    np.testing.assert_allclose(levels.embedding.patches, expected, atol=1e-6)
     assert levels.prediction.shape == (3, 8, 48)
     assert len(levels.blocks) == 1
 
@@ -38,7 +38,7 @@ def test_positions_are_added_to_every_patch_and_not_to_cls(case):
     for layer in (silent['block_00']['attn']['out'], silent['block_00']['mlp']['fc2']):
         layer.update(jax.tree.map(jnp.zeros_like, layer))
     levels = module.apply({'params': silent}, latent, plan)
-    added = levels.last.patches - levels.hidden(0).patches
+    added = levels.last.patches - levels.embedding.patches
     np.testing.assert_allclose(added, np.tile(sincos_positions(2, 4, 16), (3, 1, 1)), atol=1e-6)
     prefix = latent.prefix @ params['embed']['kernel'] + params['embed']['bias']
     np.testing.assert_allclose(levels.last.prefix, prefix, atol=1e-6)

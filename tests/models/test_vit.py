@@ -96,7 +96,7 @@ def test_visible_patches_are_those_of_the_whole_image(params, transparent, image
     levels = ViT(**SIZES).apply({'params': transparent}, images, plan, method='levels')
     embedded = patchify(images, 4) @ params['patch_embed']['kernel'] + params['patch_embed']['bias']
     kept = np.take_along_axis(np.asarray(embedded), np.asarray(plan.keep)[..., None], axis=1)
-    np.testing.assert_allclose(levels.hidden(0).patches, kept, atol=1e-5)
+    np.testing.assert_allclose(levels.embedding.patches, kept, atol=1e-5)
     positions = sincos_positions(4, 4, 16)[np.asarray(plan.keep)]
     np.testing.assert_allclose(levels.last.patches, kept + positions, atol=1e-5)
     np.testing.assert_allclose(levels.last.prefix, np.broadcast_to(params['cls_token'], (4, 1, 16)), atol=1e-6)
@@ -111,10 +111,10 @@ def test_mask_tokens_stand_where_the_mask_is(transparent, images, plan):
     whole = module.apply(variables, images, None, method='levels')
     masked = np.asarray(plan.masked)
     assert levels.last.patches.shape == (4, 16, 16)
-    np.testing.assert_array_equal(np.asarray(levels.hidden(0).patches)[masked], np.tile(token[0], (44, 1)))
-    np.testing.assert_array_equal(levels.hidden(0).patches[~masked], whole.hidden(0).patches[~masked])
+    np.testing.assert_array_equal(np.asarray(levels.embedding.patches)[masked], np.tile(token[0], (44, 1)))
+    np.testing.assert_array_equal(levels.embedding.patches[~masked], whole.embedding.patches[~masked])
     positions = np.broadcast_to(sincos_positions(4, 4, 16), (4, 16, 16))
-    np.testing.assert_allclose(levels.last.patches - levels.hidden(0).patches, positions, atol=1e-5)
+    np.testing.assert_allclose(levels.last.patches - levels.embedding.patches, positions, atol=1e-5)
 
 
 def test_masked_pixels_cannot_be_seen(params, images, plan):
