@@ -26,7 +26,7 @@ from mim_jax.training.assemble import make_program
 ROOT = Path(__file__).parents[1]
 # XLA:CPU orders a program for its threads, and so makes all layers' affinities again together; accelerators save memory.
 CPU_ORDER = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
-STACKS = ((), ('mff',), ('mto',), ('mff', 'mto'))
+STACKS = ((), ('mff',), ('mto',), ('lut',), ('mff', 'mto'))
 OVERRIDES: list[str] = []  # of the command line
 
 

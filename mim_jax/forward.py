@@ -231,10 +231,11 @@ class Forward:
 def evaluate(forward: Forward) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The weighted sum of all objectives' terms, and every term by itself, unweighted.
 
-    Logs: 'loss/total', 'loss/<objective>' (an only term) or 'loss/<objective>/<term>', then watches.
+    Logs: 'loss/total', 'loss/<objective>' (an only term) or 'loss/<objective>/<term>', then watches. Objectives are added up
+    by name, so that the order of papers changes no bit.
     """
     total, logs = jnp.zeros((), jnp.float32), {}
-    for name, objective in forward.recipe.objectives.items():
+    for name, objective in sorted(forward.recipe.objectives.items()):
         terms = objective.loss(forward)
         if not terms:
             raise ValueError(f'objective {name!r} returned no terms; return {{term name: scalar}}')
@@ -243,7 +244,7 @@ def evaluate(forward: Forward) -> tuple[jax.Array, dict[str, jax.Array]]:
                 raise ValueError(f'objective {name!r}, term {term!r}: a loss is a scalar, not {jnp.shape(value)}')
             logs[f'loss/{name}' + (f'/{term}' if term else '')] = value
             total = total + objective.weight_of(term, forward.step) * value
-    for name, watch in forward.recipe.watches.items():
+    for name, watch in sorted(forward.recipe.watches.items()):
         seen = watch(forward)
         named = {f'{name}/{key}': one for key, one in seen.items()} if isinstance(seen, Mapping) else {name: seen}
         logs |= {f'watch/{key}': jax.lax.stop_gradient(one) for key, one in named.items()}

@@ -6,14 +6,9 @@ BatchNorm's running statistics have role paths like parameters, 'objectives/cont
 
 from mim_jax.interop.timm import beit_encoder
 from mim_jax.tokens import relative_index
-from mim_jax.weights.layout import Entry, Layout, linear, norm
+from mim_jax.weights.layout import Layout, linear, norm, running
 
 _PROJECTOR = 'objectives/contrast/projector'
-
-
-def _statistics(ours: str, theirs: str) -> tuple[Entry, ...]:
-    return Entry(f'{ours}/mean', f'{theirs}.running_mean'), Entry(f'{ours}/var', f'{theirs}.running_var')
-
 
 CONMIM = Layout(
     name='ConMIM',
@@ -21,12 +16,12 @@ CONMIM = Layout(
         *beit_encoder(),
         *linear(f'{_PROJECTOR}/fc1', 'projectors.0', bias=False),
         *norm(f'{_PROJECTOR}/bn1', 'projectors.1'),
-        *_statistics(f'{_PROJECTOR}/bn1', 'projectors.1'),
+        *running(f'{_PROJECTOR}/bn1', 'projectors.1'),
         *linear(f'{_PROJECTOR}/fc2', 'projectors.3', bias=False),
         *norm(f'{_PROJECTOR}/bn2', 'projectors.4'),
-        *_statistics(f'{_PROJECTOR}/bn2', 'projectors.4'),
+        *running(f'{_PROJECTOR}/bn2', 'projectors.4'),
         *linear(f'{_PROJECTOR}/fc3', 'projectors.6', bias=False),
-        *_statistics(f'{_PROJECTOR}/bn3', 'projectors.7'),
+        *running(f'{_PROJECTOR}/bn3', 'projectors.7'),
     ),
     constants={'rel_pos_bias.relative_position_index': lambda recipe: relative_index(*recipe.grid)},
     ignored={

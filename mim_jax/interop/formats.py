@@ -13,6 +13,7 @@ from mim_jax.errors import Refused
 from mim_jax.interop.bootmae import BOOTMAE
 from mim_jax.interop.conmim import CONMIM
 from mim_jax.interop.hf import BEIT, BEIT_HUB, VIT, VIT_HUB
+from mim_jax.interop.lut import LUT
 from mim_jax.interop.mae import MAE, VITMAES
 from mim_jax.interop.mcmae import CONVMAE
 from mim_jax.interop.mff import MFF
@@ -61,6 +62,7 @@ RELEASED = {  # base -> formats that hold more than an encoder; the first is its
     'supervised': (Format('timm', TIMM_CLASSIFIER, _positions('pos_embed')),),
 }
 MFF_OF_MAE = Format('mmpretrain', MFF, _positions('backbone.pos_embed', STREAM))
+LUT_OF_MAE = Format('lut', LUT, _positions('pos_embed'))
 VITS = (
     Format('timm', TIMM_VIT, _positions('pos_embed')),
     Format('hf', VIT_HUB, _positions('embeddings.position_embeddings'), 'vit.'),
@@ -82,9 +84,9 @@ def library_formats(recipe: Recipe) -> tuple[Format, ...]:
 
 
 def released_formats(recipe: Recipe) -> tuple[Format, ...]:
-    """Those of its base, which lack what papers added, and before them MFF's own; the first is its authors'."""
-    fused = 'mff' in recipe.papers and recipe.papers[0] in ('mae', 'pixmim')
-    return (*((MFF_OF_MAE,) if fused else ()), *RELEASED.get(recipe.papers[0], ()))
+    """Those of its base, which lack what papers added, and before them the papers' own; the first is its authors'."""
+    own = {'lut': LUT_OF_MAE, 'mff': MFF_OF_MAE} if recipe.papers[0] in ('mae', 'pixmim') else {}
+    return (*(own[paper] for paper in recipe.papers if paper in own), *RELEASED.get(recipe.papers[0], ()))
 
 
 def formats_of(recipe: Recipe, paths: Iterable[str]) -> tuple[Format, ...]:

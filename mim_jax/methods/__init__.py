@@ -10,6 +10,7 @@ from mim_jax.errors import ConfigError
 from mim_jax.forward import create_parameters
 from mim_jax.methods.bootmae import bootmae
 from mim_jax.methods.conmim import conmim
+from mim_jax.methods.lut import lut
 from mim_jax.methods.mae import mae
 from mim_jax.methods.mcmae import mcmae
 from mim_jax.methods.mff import mff
@@ -28,7 +29,7 @@ BASES: dict[str, Callable[..., Recipe]] = {  # Config -> Recipe
     'mcmae': mcmae,
     'supervised': supervised,
 }
-PAPERS: dict[str, Callable[..., Recipe]] = {'mff': mff, 'mto': mto}  # Recipe -> Recipe
+PAPERS: dict[str, Callable[..., Recipe]] = {'mff': mff, 'mto': mto, 'lut': lut}  # Recipe -> Recipe
 
 
 def build(

@@ -122,3 +122,8 @@ def linear(ours: str, *theirs: str, form: Form = LINEAR, bias: bool = True) -> t
     """Kernel and bias of a linear layer; several of theirs are one of ours, side by side."""
     kernel = Entry(f'{ours}/kernel', tuple(f'{name}.weight' for name in theirs), form)
     return (kernel, Entry(f'{ours}/bias', tuple(f'{name}.bias' for name in theirs))) if bias else (kernel,)
+
+
+def running(ours: str, theirs: str) -> tuple[Entry, ...]:
+    """A BatchNorm's running statistics."""
+    return Entry(f'{ours}/mean', f'{theirs}.running_mean'), Entry(f'{ours}/var', f'{theirs}.running_var')
