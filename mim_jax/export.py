@@ -20,16 +20,16 @@ from mim_jax.errors import UserError, WorkdirError
 from mim_jax.interop.account import collapse, describe_parts
 from mim_jax.interop.blocks import unstack_blocks
 from mim_jax.interop.compare import compare_exported, describe_difference, encoder_features, load_images
-from mim_jax.interop.files import read_weights, replacing, write_safetensors
 from mim_jax.interop.formats import Format, export_format
 from mim_jax.interop.hf import hf_config, hf_line, hf_preprocessor
-from mim_jax.interop.layout import Arrays
 from mim_jax.interop.runs import choose_arrays, find_teacher, read_recipe
 from mim_jax.interop.timm import timm_line
 from mim_jax.interop.transfer import export_arrays, import_arrays
 from mim_jax.recipe import Recipe
 from mim_jax.training.checkpoint import read_arrays
 from mim_jax.training.workdir import CHECKPOINTS
+from mim_jax.weights.files import read_weights, replacing, write_safetensors
+from mim_jax.weights.layout import Arrays
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -234,7 +234,7 @@ def evaluate(forward: Forward) -> tuple[jax.Array, dict[str, jax.Array]]:
     Logs: 'loss/total', 'loss/<objective>' (an only term) or 'loss/<objective>/<term>', then watches.
     """
     total, logs = jnp.zeros((), jnp.float32), {}
-    for name, objective in forward.recipe.objectives.items():
+    for name, objective in sorted(forward.recipe.objectives.items()):  # so that papers commute to the bit
         terms = objective.loss(forward)
         if not terms:
             raise ValueError(f'objective {name!r} returned no terms; return {{term name: scalar}}')

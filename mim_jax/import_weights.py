@@ -20,10 +20,8 @@ from mim_jax.errors import WorkdirError
 from mim_jax.interop.account import Account
 from mim_jax.interop.blocks import stack_blocks, unstack_blocks, unstack_shapes
 from mim_jax.interop.compare import NOT_COMPARED, compare_imported, encoder_features, load_images
-from mim_jax.interop.files import Weights, read_weights
 from mim_jax.interop.formats import Format, formats_of, recognise
 from mim_jax.interop.hf import check_config_beside
-from mim_jax.interop.layout import Arrays
 from mim_jax.interop.runs import build_recipe
 from mim_jax.interop.transfer import export_arrays, import_arrays
 from mim_jax.networks import prune_tree
@@ -34,6 +32,8 @@ from mim_jax.training.assemble import Program, make_program
 from mim_jax.training.checkpoint import Checkpoints
 from mim_jax.training.state import to_tree
 from mim_jax.training.workdir import CHECKPOINTS, Workdir
+from mim_jax.weights.files import Weights, read_weights
+from mim_jax.weights.layout import Arrays
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mim_jax.interop.formats import find_paths
-from mim_jax.interop.layout import Arrays, Layout, to_ours
+from mim_jax.weights.layout import Arrays, Layout, to_ours
 
 
 def rename_all(state: Mapping[str, np.ndarray], layout: Layout) -> Arrays:

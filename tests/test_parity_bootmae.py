@@ -13,7 +13,6 @@ from tiny_runs import QUICK
 
 from mim_jax.forward import Forward, Surroundings, create_parameters, evaluate
 from mim_jax.interop.bootmae import BOOTMAE
-from mim_jax.interop.layout import to_ours, to_theirs
 from mim_jax.methods.bootmae import feature_ramp, momentum_ramp
 from mim_jax.networks import Networks
 from mim_jax.objectives.bootstrap import depth_weights, normalise_features
@@ -22,6 +21,7 @@ from mim_jax.parallel.mesh import make_mesh
 from mim_jax.tokens import normalise_channels, patchify
 from mim_jax.training.assemble import make_program
 from mim_jax.training.state import TrainState, state_shardings
+from mim_jax.weights.layout import to_ours, to_theirs
 
 
 @pytest.fixture(scope='module')

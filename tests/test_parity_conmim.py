@@ -35,7 +35,6 @@ from tiny_runs import QUICK
 from mim_jax.config import default_config
 from mim_jax.forward import Forward, Surroundings, create_parameters, evaluate
 from mim_jax.interop.conmim import CONMIM
-from mim_jax.interop.layout import to_ours, to_theirs
 from mim_jax.methods.conmim import conmim, project_patches
 from mim_jax.networks import Networks
 from mim_jax.objectives.contrast import patch_logits
@@ -46,6 +45,7 @@ from mim_jax.recipe import Recipe
 from mim_jax.tokens import relative_index
 from mim_jax.training.assemble import Program, make_program
 from mim_jax.training.state import TrainState, state_shardings
+from mim_jax.weights.layout import to_ours, to_theirs
 
 # In exact arithmetic the gradient of the final norm's bias is zero: the projector's first BatchNorm takes any constant away.
 # What rounding leaves of it, Adam brings to full size, there and here.

@@ -11,10 +11,10 @@ from layouts import rename_all
 from mae_cases import GOLDEN, MEAN, STD, STEPS, check
 from mae_ours import run_ours
 
-from mim_jax.interop.layout import to_theirs
 from mim_jax.interop.mae import VITMAE
 from mim_jax.objectives.pixels import masked_distance
 from mim_jax.tokens import normalise_patches, patchify, sincos_positions
+from mim_jax.weights.layout import to_theirs
 
 
 @pytest.fixture(params=GOLDEN)

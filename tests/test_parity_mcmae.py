@@ -7,9 +7,9 @@ from base_ours import run_ours
 from flax import traverse_util
 from parity_rules import GOLDEN, largest_difference, under
 
-from mim_jax.interop.layout import to_ours, to_theirs
 from mim_jax.interop.mcmae import CONVMAE
 from mim_jax.models.conv_vit import ConvBlock, StageEmbed
+from mim_jax.weights.layout import to_ours, to_theirs
 
 
 @pytest.fixture(scope='module')

@@ -8,9 +8,9 @@ from base_ours import run_ours, train_ours
 from flax import linen as nn
 from parity_rules import GOLDEN, largest_difference, sample_all, under
 
-from mim_jax.interop.layout import to_ours, to_theirs
 from mim_jax.interop.mff import MFF
 from mim_jax.tokens import normalise_patches, patchify
+from mim_jax.weights.layout import to_ours, to_theirs
 
 SETTLED = 1e-4  # where a gradient is below this share of its parameter's largest, Adam's first step hangs on rounding
 

@@ -6,10 +6,10 @@ import pytest
 from base_ours import run_ours, train_ours
 from parity_rules import GOLDEN, largest_difference, photographs, sample_all, under
 
-from mim_jax.interop.layout import to_ours, to_theirs
 from mim_jax.interop.pixmim import PIXMIM
 from mim_jax.objectives.low_pass import low_pass, low_pass_disc
 from mim_jax.tokens import normalise_patches, patchify
+from mim_jax.weights.layout import to_ours, to_theirs
 
 SETTLED = 1e-4  # where a gradient is below this share of its parameter's largest, Adam's first step hangs on rounding
 

@@ -13,11 +13,11 @@ from parity_rules import GOLDEN, largest_difference, sample_all, under
 from tiny_runs import QUICK
 
 from mim_jax.forward import create_parameters
-from mim_jax.interop.layout import to_ours, to_theirs
 from mim_jax.interop.simmim import SIMMIM
 from mim_jax.methods.masking import visible_in_cells
 from mim_jax.parallel.rules import flatten_with_paths
 from mim_jax.training.assemble import make_schedule
+from mim_jax.weights.layout import to_ours, to_theirs
 
 SETTLED = 1e-4  # where a gradient is below this share of its parameter's largest, Adam's first step hangs on rounding
 

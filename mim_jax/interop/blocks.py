@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 
-from mim_jax.interop.layout import Arrays, Layout
+from mim_jax.weights.layout import Arrays, Layout
 
 
 def unstack_blocks(arrays: Mapping[str, np.ndarray]) -> Arrays:

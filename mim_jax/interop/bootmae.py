@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mim_jax.interop.layout import PATCHES, Entry, Form, Layout, linear, norm
 from mim_jax.tokens import sincos_positions
+from mim_jax.weights.layout import PATCHES, Entry, Form, Layout, linear, norm
 
 
 def _to_convolution(a: np.ndarray) -> np.ndarray:

@@ -18,14 +18,14 @@ from mim_jax.data.augment import Crop
 from mim_jax.data.images import decode
 from mim_jax.data.sources import open_source
 from mim_jax.errors import DataError
-from mim_jax.interop.files import write_safetensors
 from mim_jax.interop.formats import Format, library_formats
 from mim_jax.interop.hf import hf_config, hf_features
-from mim_jax.interop.layout import Arrays
 from mim_jax.interop.mae import VITMAES
 from mim_jax.interop.timm import timm_features
 from mim_jax.interop.transfer import MASK_TOKEN, export_arrays
 from mim_jax.recipe import Recipe
+from mim_jax.weights.files import write_safetensors
+from mim_jax.weights.layout import Arrays
 
 SCANS = 2
 NOT_COMPARED = 'not compared'

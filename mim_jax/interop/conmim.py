@@ -4,9 +4,9 @@ BatchNorm's running statistics have role paths like parameters, 'objectives/cont
 'mean' and 'var', tell them apart. Source: TencentARC/ConMIM modeling_pretrain.py, utils.py (save_model, save_model_copy).
 """
 
-from mim_jax.interop.layout import Entry, Layout, linear, norm
 from mim_jax.interop.timm import beit_encoder
 from mim_jax.tokens import relative_index
+from mim_jax.weights.layout import Entry, Layout, linear, norm
 
 _PROJECTOR = 'objectives/contrast/projector'
 

@@ -12,9 +12,7 @@ import numpy as np
 from mim_jax.errors import Refused
 from mim_jax.interop.bootmae import BOOTMAE
 from mim_jax.interop.conmim import CONMIM
-from mim_jax.interop.files import WeightsError
 from mim_jax.interop.hf import BEIT, BEIT_HUB, VIT, VIT_HUB
-from mim_jax.interop.layout import SAME, Entry, Form, Layout
 from mim_jax.interop.mae import MAE, VITMAES
 from mim_jax.interop.mcmae import CONVMAE
 from mim_jax.interop.mff import MFF
@@ -24,6 +22,8 @@ from mim_jax.interop.timm import TIMM_BEIT, TIMM_CLASSIFIER, TIMM_VIT
 from mim_jax.models.neck import Last
 from mim_jax.models.vit import ViT
 from mim_jax.recipe import Recipe
+from mim_jax.weights.files import WeightsError
+from mim_jax.weights.layout import SAME, Entry, Form, Layout
 
 POSITIONS = 'encoder/pos_embed'
 

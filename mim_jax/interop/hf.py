@@ -1,6 +1,7 @@
 """transformers' ViTModel, BeitModel and ViTMAEForPreTraining: names of their arrays, and the folder that they open.
 
-Files are written under the names of the hub, which every version of transformers reads; those of version 5 are read too.
+Files are written under the names of the hub, which every version of transformers reads; those of version 5 are read too
+(weights/hf_names.py).
 """
 
 from __future__ import annotations
@@ -11,48 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from mim_jax.interop.files import WeightsError
-from mim_jax.interop.layout import PATCHES, Entry, Layout, linear, norm
 from mim_jax.interop.timm import encoder_positions, import_library
 from mim_jax.recipe import Recipe
+from mim_jax.weights.files import WeightsError
+from mim_jax.weights.hf_names import hf_blocks, hf_ends
+from mim_jax.weights.layout import Entry, Layout
 
 EPSILON = 1e-6  # of every LayerNorm here
 RESAMPLING = {'bilinear': 2, 'bicubic': 3}  # Pillow's numbers
-
-
-def hf_ends(prefix: str = '') -> tuple[Entry, ...]:
-    """What is not in the blocks."""
-    return (
-        *linear('encoder/patch_embed', f'{prefix}embeddings.patch_embeddings.projection', form=PATCHES),
-        Entry('encoder/cls_token', f'{prefix}embeddings.cls_token'),
-        *norm('encoder/norm', f'{prefix}layernorm'),
-    )
-
-
-def hf_blocks(ours: str, theirs: str, hub: bool, beit: bool = False) -> tuple[Entry, ...]:
-    """A stack of layers, `theirs`.0 ...; beit: keys have no bias, and both branches a LayerScale."""
-    ours, theirs = f'{ours}/block_{{i}}', f'{theirs}.{{i}}'
-    inside = ('attention.attention.query', 'attention.attention.key', 'attention.attention.value')
-    out, fc1, fc2 = 'attention.output.dense', 'intermediate.dense', 'output.dense'
-    if not hub:
-        inside = ('attention.q_proj', 'attention.k_proj', 'attention.v_proj')
-        out, fc1, fc2 = 'attention.o_proj', 'mlp.fc1', 'mlp.fc2'
-    query, _, value = packed = tuple(f'{theirs}.{name}' for name in inside)
-    scaled = (
-        Entry(f'{ours}/attn/q_bias', f'{query}.bias'),
-        Entry(f'{ours}/attn/v_bias', f'{value}.bias'),
-        Entry(f'{ours}/gamma_1', f'{theirs}.lambda_1'),
-        Entry(f'{ours}/gamma_2', f'{theirs}.lambda_2'),
-    )
-    return (
-        *norm(f'{ours}/norm1', f'{theirs}.layernorm_before'),
-        *linear(f'{ours}/attn/qkv', *packed, bias=not beit),
-        *(scaled if beit else ()),
-        *linear(f'{ours}/attn/out', f'{theirs}.{out}'),
-        *norm(f'{ours}/norm2', f'{theirs}.layernorm_after'),
-        *linear(f'{ours}/mlp/fc1', f'{theirs}.{fc1}'),
-        *linear(f'{ours}/mlp/fc2', f'{theirs}.{fc2}'),
-    )
 
 
 HEADS = {r'(pooler|classifier)\..*': 'a head on top'}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from mim_jax.interop.hf import hf_blocks, hf_ends
-from mim_jax.interop.layout import Entry, Layout, linear, norm
 from mim_jax.interop.timm import ENDS, encoder_positions, packed_bias, timm_blocks
 from mim_jax.recipe import Recipe
 from mim_jax.tokens import sincos_positions
+from mim_jax.weights.layout import Entry, Layout, linear, norm
 
 DECODER = 'decoder/pixels'
 

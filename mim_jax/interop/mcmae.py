@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from mim_jax.interop.layout import PATCHES, Entry, Form, Layout, linear, norm
 from mim_jax.interop.timm import packed_bias, timm_blocks
 from mim_jax.recipe import Recipe
 from mim_jax.tokens import sincos_positions
+from mim_jax.weights.layout import PATCHES, Entry, Form, Layout, linear, norm
 
 
 def convolution(side: int) -> Form:

@@ -4,8 +4,8 @@ Projections read and write the residual stream, whose channels have their halves
 blocks are fused is not in a file, only how many: the config must say it (the released ones: 0, 2, 4, 6, 8, 11).
 """
 
-from mim_jax.interop.layout import Entry, Form, Layout
 from mim_jax.interop.pixmim import BETWEEN, PIXMIM, writer
+from mim_jax.weights.layout import Entry, Form, Layout
 
 LOGITS = Form(lambda a: a.reshape(-1), lambda a: a.reshape(-1, 1, 1, 1))
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mim_jax.interop.layout import LINEAR, PATCHES, SAME, Entry, Form, Layout
 from mim_jax.tokens import sincos_positions
+from mim_jax.weights.layout import LINEAR, PATCHES, SAME, Entry, Form, Layout
 
 
 def _exchange_halves(a: np.ndarray, axis: int) -> np.ndarray:

@@ -12,11 +12,11 @@ from mim_jax.config import check_config, from_json
 from mim_jax.errors import Refused, WorkdirError
 from mim_jax.interop.account import collapse
 from mim_jax.interop.blocks import unstack_blocks
-from mim_jax.interop.layout import Arrays
 from mim_jax.interop.transfer import MASK_TOKEN
 from mim_jax.methods import BASES, PAPERS, build
 from mim_jax.recipe import EMA, Recipe
 from mim_jax.training.workdir import CONFIG
+from mim_jax.weights.layout import Arrays
 
 
 def build_recipe(config: Any) -> Recipe:

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from mim_jax.interop.layout import Entry, Form, Layout
 from mim_jax.interop.timm import beit_encoder
 from mim_jax.tokens import relative_index
+from mim_jax.weights.layout import Entry, Form, Layout
 
 
 def _to_pixel_order(a: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mim_jax.interop.formats import Format
-from mim_jax.interop.resize import resize_positions, square_grid
 from mim_jax.recipe import Recipe
+from mim_jax.weights.resize import resize_positions, square_grid
 
 SAME, SAME_IN_HALF = 1e-5, 2e-3  # largest difference of equal sine-cosine tables, and where one was stored in 16 bits
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from mim_jax.interop.layout import PATCHES, Entry, Layout, linear, norm
 from mim_jax.recipe import Recipe
 from mim_jax.tokens import sincos_positions
+from mim_jax.weights.layout import PATCHES, Entry, Layout, linear, norm
 
 
 def timm_blocks(ours: str, theirs: str) -> tuple[Entry, ...]:

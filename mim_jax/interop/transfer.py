@@ -14,12 +14,12 @@ import numpy as np
 
 from mim_jax.interop.account import Account, collapse, role_of
 from mim_jax.interop.blocks import pack_biases, packed_paths, unpack_bias, value_bias
-from mim_jax.interop.files import WeightsError
 from mim_jax.interop.formats import POSITIONS, Format, place_names
-from mim_jax.interop.layout import Arrays, to_ours, to_theirs
 from mim_jax.interop.resize import resize_relative_bias, square_relative_grid
 from mim_jax.interop.tables import check_constant, read_positions
 from mim_jax.recipe import Recipe
+from mim_jax.weights.files import WeightsError
+from mim_jax.weights.layout import Arrays, to_ours, to_theirs
 
 CLS, TABLE, MASK_TOKEN = 'encoder/cls_token', 'encoder/relative_bias_table', 'encoder/mask_token'
 

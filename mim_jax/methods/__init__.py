@@ -13,6 +13,7 @@ from mim_jax.methods.conmim import conmim
 from mim_jax.methods.mae import mae
 from mim_jax.methods.mcmae import mcmae
 from mim_jax.methods.mff import mff
+from mim_jax.methods.mr_mae import mr_mae
 from mim_jax.methods.mto import mto
 from mim_jax.methods.pixmim import pixmim
 from mim_jax.methods.simmim import simmim
@@ -28,7 +29,7 @@ BASES: dict[str, Callable[..., Recipe]] = {  # Config -> Recipe
     'mcmae': mcmae,
     'supervised': supervised,
 }
-PAPERS: dict[str, Callable[..., Recipe]] = {'mff': mff, 'mto': mto}  # Recipe -> Recipe
+PAPERS: dict[str, Callable[..., Recipe]] = {'mff': mff, 'mr_mae': mr_mae, 'mto': mto}  # Recipe -> Recipe
 
 
 def build(

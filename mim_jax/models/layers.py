@@ -1,4 +1,4 @@
-"""Transformer parts: exact GELU, attention, MLP, pre-norm block, and stacks of blocks unrolled, scanned or rematerialised."""
+"""Transformer parts: activations, attention, MLP, pre-norm block, and stacks of blocks unrolled, scanned or rematerialised."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +29,15 @@ def gelu(x: jax.Array) -> jax.Array:
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x sigmoid(1.702 x), the activation of OpenAI's CLIP, computed in fp32."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
+
+
+ACTIVATIONS = {'gelu': gelu, 'quick_gelu': quick_gelu}
 
 
 def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -82,9 +91,9 @@ def residual_init(scheme: Scheme, layer: jax.Array) -> Initializer:
     return initialise
 
 
-def layer_norm(dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm with epsilon 1e-6, statistics in fp32 by the two-pass variance (the one-pass form loses digits)."""
-    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+def layer_norm(dtype: Dtype, name: str | None = None, epsilon: float = 1e-6) -> nn.LayerNorm:
+    """LayerNorm, statistics in fp32 by the two-pass variance (the one-pass form loses digits)."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class Attention(nn.Module):
@@ -128,17 +137,19 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, Linear."""
+    """Linear, activation (a key of ACTIVATIONS), Linear."""
 
     hidden: int
     dtype: Dtype = jnp.float32
     scheme: str = 'mae'
+    activation: str = 'gelu'
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array | float = 1.0) -> jax.Array:
         """f[B,T,D] -> f[B,T,D]; layer as in Attention."""
         scheme = SCHEMES[self.scheme]
-        y = gelu(nn.Dense(self.hidden, kernel_init=scheme.linear, dtype=self.dtype, name='fc1')(x))
+        hidden = nn.Dense(self.hidden, kernel_init=scheme.linear, dtype=self.dtype, name='fc1')(x)
+        y = ACTIVATIONS[self.activation](hidden)
         return nn.Dense(x.shape[-1], kernel_init=residual_init(scheme, layer), dtype=self.dtype, name='fc2')(y)
 
 
@@ -154,7 +165,7 @@ def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array) -> jax.Arra
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with optional LayerScale and drop-path.
+    """Pre-norm transformer block with optional LayerScale and drop-path; epsilon: of its norms.
 
     The residual stream keeps the type it comes in, fp32 from `run_blocks`, whatever `dtype` the branches are computed in:
     in bf16 a branch scaled by a small LayerScale would be rounded away when it is added.
@@ -166,6 +177,8 @@ class Block(nn.Module):
     dtype: Dtype = jnp.float32
     qkv_bias: Literal['all', 'qv'] = 'all'
     scheme: str = 'mae'
+    activation: str = 'gelu'
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -174,10 +187,10 @@ class Block(nn.Module):
         """f[B,T,D], drop rate f32[], number of the block f32[], bias -> output, (the same as a scan's record, (q, k))."""
         x = keep_split(x)
         attention = Attention(self.heads, self.dtype, self.qkv_bias, self.scheme, name='attn')
-        y, queries_keys = attention(layer_norm(self.dtype, 'norm1')(x), bias, layer)
+        y, queries_keys = attention(layer_norm(self.dtype, 'norm1', self.epsilon)(x), bias, layer)
         x = x + drop_path(self, self._scale('gamma_1', y), drop_rate)
-        mlp = Mlp(int(self.mlp_ratio * x.shape[-1]), self.dtype, self.scheme, name='mlp')
-        y = mlp(layer_norm(self.dtype, 'norm2')(x), layer)
+        mlp = Mlp(int(self.mlp_ratio * x.shape[-1]), self.dtype, self.scheme, self.activation, name='mlp')
+        y = mlp(layer_norm(self.dtype, 'norm2', self.epsilon)(x), layer)
         x = keep_split(x + drop_path(self, self._scale('gamma_2', y), drop_rate))
         return x, (x, queries_keys)
 

@@ -28,7 +28,7 @@ import bootmae_cases as cases  # noqa: E402
 from parity_rules import sample_all  # noqa: E402
 
 from mim_jax.interop.bootmae import BOOTMAE  # noqa: E402
-from mim_jax.interop.layout import to_ours, to_theirs  # noqa: E402
+from mim_jax.weights.layout import to_ours, to_theirs  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
 DRAWN_MASKS = 20_000

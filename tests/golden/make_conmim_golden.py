@@ -50,7 +50,7 @@ from conmim_cases import (  # noqa: E402
 from parity_rules import draw_weights, sample, sample_all  # noqa: E402
 
 from mim_jax.interop.conmim import CONMIM  # noqa: E402
-from mim_jax.interop.layout import to_ours, to_theirs  # noqa: E402
+from mim_jax.weights.layout import to_ours, to_theirs  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
 

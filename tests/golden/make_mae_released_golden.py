@@ -23,8 +23,8 @@ from parity_rules import sample_all  # noqa: E402
 from mim_jax.config.tree import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from mim_jax.interop.blocks import pack_biases  # noqa: E402
 from mim_jax.interop.formats import find_paths  # noqa: E402
-from mim_jax.interop.layout import to_ours, to_theirs  # noqa: E402
 from mim_jax.interop.mae import MAE  # noqa: E402
+from mim_jax.weights.layout import to_ours, to_theirs  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
 

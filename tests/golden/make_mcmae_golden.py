@@ -22,8 +22,8 @@ import mcmae_cases as cases  # noqa: E402
 from parity_rules import sample_all  # noqa: E402
 
 from mim_jax.config.tree import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
-from mim_jax.interop.layout import to_ours, to_theirs  # noqa: E402
 from mim_jax.interop.mcmae import CONVMAE  # noqa: E402
+from mim_jax.weights.layout import to_ours, to_theirs  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
 

@@ -25,8 +25,8 @@ from parity_rules import sample_all  # noqa: E402
 
 from mim_jax.config.tree import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from mim_jax.interop.formats import find_paths  # noqa: E402
-from mim_jax.interop.layout import to_ours, to_theirs  # noqa: E402
 from mim_jax.interop.pixmim import PIXMIM  # noqa: E402
+from mim_jax.weights.layout import to_ours, to_theirs  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
 RELEASED = 'configs/selfsup/pixmim/pixmim_vit-base-p16_8xb512-amp-coslr-800e_in1k.py'

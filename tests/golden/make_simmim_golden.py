@@ -26,8 +26,8 @@ from parity_rules import sample_all  # noqa: E402
 
 from mim_jax.config.tree import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from mim_jax.interop.formats import find_paths  # noqa: E402
-from mim_jax.interop.layout import to_ours, to_theirs  # noqa: E402
 from mim_jax.interop.simmim import SIMMIM  # noqa: E402
+from mim_jax.weights.layout import to_ours, to_theirs  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
 UPDATES = (0, 1, 2, 47, 50, 98, 99, 100, 101, 3500, 6998, 6999, 7000, 7001, 7999)

@@ -12,11 +12,11 @@ from mim_jax.config import check_config, load_config
 from mim_jax.forward import create_parameters
 from mim_jax.interop.blocks import unstack_shapes
 from mim_jax.interop.formats import Format, formats_of
-from mim_jax.interop.layout import Arrays
 from mim_jax.interop.transfer import MASK_TOKEN, export_arrays
 from mim_jax.methods import BASES, PAPERS, build
 from mim_jax.parallel.rules import flatten_with_paths
 from mim_jax.recipe import Recipe
+from mim_jax.weights.layout import Arrays
 
 METHODS = {**BASES, **PAPERS}
 CONFIGS = Path(__file__).parents[2] / 'configs'

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from trained_runs import STEPS, refuse, run_export, save_random_run, train_run
 
 from mim_jax import export
-from mim_jax.interop.files import read_weights
 from mim_jax.training.checkpoint import read_arrays
+from mim_jax.weights.files import read_weights
 
 
 @pytest.fixture(scope='module')

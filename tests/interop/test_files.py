@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mim_jax.interop.files import WeightsError, read_weights, write_safetensors
+from mim_jax.weights.files import WeightsError, read_weights, write_safetensors
 
 ARRAYS = {
     'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3),
     'a.bias': np.array([0.5, -1.5], np.float32),
     'index': np.arange(4, dtype=np.int64),
+    'scalar': np.array(0.25, np.float32),
 }
 
 
@@ -41,18 +42,29 @@ def refuse(path, *words):
 def assert_arrays(weights, expected=ARRAYS):
     assert weights.arrays.keys() == expected.keys()
     for name, array in expected.items():
-        assert weights.arrays[name].dtype == array.dtype
+        assert (weights.arrays[name].dtype, weights.arrays[name].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(weights.arrays[name], array)
 
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / 'w.safetensors'
-    views = {name: np.asfortranarray(array) for name, array in ARRAYS.items()} | {'t': ARRAYS['a.weight'].T}
+    views = {name: np.asarray(array, order='F') for name, array in ARRAYS.items()} | {'t': ARRAYS['a.weight'].T}
     write_safetensors(path, views, {'recipe': 'mae'})
     weights = read_weights(path)
     assert_arrays(weights, ARRAYS | {'t': ARRAYS['a.weight'].T})
     assert (weights.notes, weights.half, weights.metadata) == ((), False, {'recipe': 'mae'})
     np.testing.assert_array_equal(safetensors.numpy.load_file(path)['t'], ARRAYS['a.weight'].T)
+
+
+@pytest.mark.parametrize('length', [int.from_bytes(b'\x80\x02', 'little'), int.from_bytes(b'PK', 'little')])
+def test_the_length_of_a_header_is_not_taken_for_another_kind(tmp_path, length):
+    """The first bytes of a safetensors file, its header's length, can be those of a pickle or of a zip file."""
+    path, dtypes = tmp_path / 'w.safetensors', {'a.weight': 'F32', 'a.bias': 'F32', 'index': 'I64', 'scalar': 'F32'}
+    write_raw(path, ARRAYS, dtypes, {'filled': ''})
+    missing = length - int.from_bytes(path.read_bytes()[:8], 'little')
+    write_raw(path, ARRAYS, dtypes, {'filled': 'x' * missing})
+    assert path.read_bytes()[:2] == length.to_bytes(2, 'little')
+    assert_arrays(read_weights(path))
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):

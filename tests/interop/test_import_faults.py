@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from interop_cases import assert_same, draw_arrays, find_format, make_recipe, make_state, shapes_of
 
-from mim_jax.interop.files import WeightsError
 from mim_jax.interop.formats import formats_of, recognise
-from mim_jax.interop.resize import resize_positions, resize_relative_bias
+from mim_jax.interop.resize import resize_relative_bias
 from mim_jax.interop.transfer import export_arrays, import_arrays
+from mim_jax.weights.files import WeightsError
+from mim_jax.weights.resize import resize_positions
 
 
 def change(base='mae', name='mae', part='', overrides=(), **options):

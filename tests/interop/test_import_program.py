@@ -9,8 +9,8 @@ from trained_runs import STEPS, refuse, run_export, run_import, settings_of, tra
 
 from mim_jax import import_weights
 from mim_jax.errors import WorkdirError
-from mim_jax.interop.files import read_weights, write_safetensors
 from mim_jax.training.checkpoint import read_arrays
+from mim_jax.weights.files import read_weights, write_safetensors
 
 
 @pytest.fixture(scope='module')

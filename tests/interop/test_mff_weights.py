@@ -8,12 +8,12 @@ from trained_runs import refuse, run_export, run_import, save_random_run, settin
 
 from mim_jax import export, import_weights
 from mim_jax.errors import Refused
-from mim_jax.interop.files import WeightsError, read_weights, write_safetensors
 from mim_jax.interop.formats import export_format, formats_of, recognise
 from mim_jax.interop.runs import choose_arrays
 from mim_jax.interop.transfer import export_arrays, import_arrays
 from mim_jax.methods import BASES
 from mim_jax.training.checkpoint import read_arrays
+from mim_jax.weights.files import WeightsError, read_weights, write_safetensors
 
 FOUR = 'encoder.depth=4'  # of which 0, 1, 2 and 3 are fused
 TWO = {

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from parity_rules import uniform
 
-from mim_jax.interop.resize import resize_positions, resize_relative_bias, square_grid, square_relative_grid
+from mim_jax.interop.resize import resize_relative_bias, square_relative_grid
+from mim_jax.weights.resize import resize_positions, square_grid
 
 with np.load(Path(__file__).parents[1] / 'golden' / 'resize.npz') as arrays:
     STORED = dict(arrays)

@@ -18,12 +18,12 @@ from interop_cases import assert_same, draw_arrays, draw_encoder, find_format, m
 from trained_runs import run_export, run_import, save_random_run, train_run
 
 from mim_jax.interop.compare import encoder_features, load_images
-from mim_jax.interop.files import WeightsError, read_weights, write_safetensors
 from mim_jax.interop.formats import BEITS, VITS, formats_of, recognise
 from mim_jax.interop.hf import hf_config, hf_preprocessor
 from mim_jax.interop.timm import timm_model
 from mim_jax.interop.transfer import export_arrays, import_arrays
 from mim_jax.objectives.classify import cross_entropy
+from mim_jax.weights.files import WeightsError, read_weights, write_safetensors
 
 MISSING = [name for name in ('torch', 'torchvision', 'transformers', 'timm') if importlib.util.find_spec(name) is None]
 pytestmark = [

@@ -11,8 +11,8 @@ from layouts import rename_all
 from mae_cases import ADAMW, MEAN, STD, STEPS, Case, settled
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from mim_jax.interop.layout import to_theirs
 from mim_jax.interop.mae import VITMAE
+from mim_jax.weights.layout import to_theirs
 
 Arrays = dict[str, np.ndarray]
 

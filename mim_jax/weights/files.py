@@ -60,8 +60,8 @@ def read_weights(path: str | Path) -> Weights:
     name is dropped; floats become fp32. Raises WeightsError: nothing there, truncated, of another kind, with code in it,
     or with values that are not finite.
     """
-    path = _find_file(Path(path))
-    kind = _tell_kind(path)
+    path = find_file(Path(path))
+    kind = tell_kind(path)
     tree, metadata = _read_safetensors(path) if kind == 'safetensors' else (_read_torch(path), {})
     notes: list[str] = []
     arrays = _unwrap(tree, path, notes)
@@ -77,7 +77,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Ma
     """Writes {name: array} in one piece: `path` is the whole new file or what was there before."""
     with replacing(path) as temporary:
         # Kept in a dict, because the writer is given addresses: a transposed view must be laid out anew.
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, dict(metadata))
+        save_file({name: np.asarray(array, order='C') for name, array in arrays.items()}, temporary, dict(metadata))
 
 
 @contextlib.contextmanager
@@ -92,7 +92,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _find_file(path: Path) -> Path:
+def find_file(path: Path) -> Path:
+    """The path itself, or model.safetensors in the folder that it is. Raises WeightsError when there is none."""
     if path.is_dir():
         inside = path / 'model.safetensors'
         if not inside.exists():
@@ -105,10 +106,12 @@ def _find_file(path: Path) -> Path:
     return path
 
 
-def _tell_kind(path: Path) -> str:
+def tell_kind(path: Path) -> str:
     """'safetensors' or 'torch', by content. Raises WeightsError for anything else."""
     with path.open('rb') as file:
         head = file.read(64)
+    if head[4:9] == b'\0\0\0\0{':  # a length below 2^32, whose first bytes may be anything, and JSON
+        return 'safetensors'
     if head[:2] == b'PK':  # torch's archive is a zip file with a pickle inside
         try:
             with zipfile.ZipFile(path) as archive:
@@ -119,7 +122,7 @@ def _tell_kind(path: Path) -> str:
             return 'torch'
     elif head[:1] == b'\x80':  # a pickle, torch's form before 1.6
         return 'torch'
-    elif head[8:9] == b'{' or path.suffix == '.safetensors':
+    elif path.suffix == '.safetensors':
         return 'safetensors'
     raise WeightsError(
         f'{path} is neither a safetensors file nor one of PyTorch: it begins with {head[:24]!r}. Was the download complete?'
