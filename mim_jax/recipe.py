@@ -91,12 +91,16 @@ class EMA:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A fixed teacher: an argument of the step, never part of the state. load: () -> parameters of `encoder`."""
+    """A fixed teacher: an argument of the step, never part of the state.
+
+    load: () -> parameters of `encoder`; digest: () -> checksum of the file they come from, '' where there is none.
+    """
 
     encoder: Encoder
     load: Callable[[], Any]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    digest: Callable[[], str] = str
 
 
 @dataclass(frozen=True)

@@ -56,3 +56,8 @@ def _toward(held: Tree, source: Mapping[str, Tree], rate: Any) -> Tree:
 def load_frozen(recipe: Recipe) -> dict[str, Tree]:
     """{name: parameters} of every frozen teacher; an argument of the step, never checkpointed."""
     return {name: teacher.load() for name, teacher in recipe.teachers.items() if isinstance(teacher, Frozen)}
+
+
+def digest_frozen(recipe: Recipe) -> dict[str, str]:
+    """{name: checksum of its file, '' where there is none} of every frozen teacher."""
+    return {name: teacher.digest() for name, teacher in recipe.teachers.items() if isinstance(teacher, Frozen)}

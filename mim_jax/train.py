@@ -132,6 +132,7 @@ def progress(session: Session, steps: int) -> dict[str, Any]:
         'images_seen': steps * session.config.batch_size,
         'wall_seconds': session.wall_seconds,
         'bad_images': session.loader.bad_images,
+        'frozen': session.digests,  # sha256 of the teachers' files
         'metrics': session.loggers.journal.last_values(),
     }
 

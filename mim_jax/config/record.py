@@ -13,6 +13,7 @@ FREE_ON_RESUME = (
     *('mesh.', 'accumulate', 'encoder.remat'),
     *('log.', 'checkpoint.', 'probe.', 'pictures.'),
     *('data.dir', 'data.threads', 'data.workers', 'data.cache', 'data.on_bad_image'),
+    *('mr_mae.clip_weights', 'mr_mae.dino_weights', 'mr_mae.dinov2_weights'),
 )
 ABSENT = '(not set)'
 
@@ -53,6 +54,7 @@ def check_same_run(config: ConfigDict, saved: ConfigDict) -> None:
       encoder.drop_path accumulate is bound, as drop-path is drawn for a micro-batch.)
     - data.threads, data.workers, data.cache, data.dir: who fetches the same images, and from where.
     - data.on_bad_image: a run stopped by a broken image may go on without it; nothing before it changes.
+    - mr_mae.*_weights: where the teachers' files are; the checkpoint has their checksums.
     - log.*, checkpoint.*, probe.*, pictures.*: what is watched and kept; probes never touch the training state.
     Everything else would make the rest of the run a different experiment from its beginning.
     """

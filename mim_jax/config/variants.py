@@ -98,7 +98,7 @@ SMALL = {
 }
 SMALL_HEADS = {  # where a method's section has them
     **{'decoder_width': 64, 'decoder_depth': 2, 'decoder_heads': 4, 'projector_width': 128, 'projector_output': 64},
-    **{'head_width': 128, 'stage_widths': (32, 48), 'stage_depths': (1, 1)},
+    **{'head_width': 128, 'stage_widths': (32, 48), 'stage_depths': (1, 1), 'teachers': ('random',)},
 }
 
 

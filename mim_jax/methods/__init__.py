@@ -14,6 +14,7 @@ from mim_jax.methods.lut import lut
 from mim_jax.methods.mae import mae
 from mim_jax.methods.mcmae import mcmae
 from mim_jax.methods.mff import mff
+from mim_jax.methods.mr_mae import mr_mae
 from mim_jax.methods.mto import mto
 from mim_jax.methods.pixmim import pixmim
 from mim_jax.methods.simmim import simmim
@@ -29,7 +30,7 @@ BASES: dict[str, Callable[..., Recipe]] = {  # Config -> Recipe
     'mcmae': mcmae,
     'supervised': supervised,
 }
-PAPERS: dict[str, Callable[..., Recipe]] = {'mff': mff, 'mto': mto, 'lut': lut}  # Recipe -> Recipe
+PAPERS: dict[str, Callable[..., Recipe]] = {'mff': mff, 'mto': mto, 'lut': lut, 'mr_mae': mr_mae}  # Recipe -> Recipe
 
 
 def build(

@@ -17,6 +17,7 @@ from mim_jax.errors import NonFiniteLoss, WorkdirError
 from mim_jax.parallel.hosts import broadcast, to_global
 from mim_jax.parallel.mesh import batch_sharding
 from mim_jax.recipe import Recipe
+from mim_jax.teachers import digest_frozen
 from mim_jax.training import perf
 from mim_jax.training.assemble import Program
 from mim_jax.training.checkpoint import Checkpoints
@@ -78,7 +79,7 @@ class Session:
     def __init__(self, program: Program, loader: Loader, workdir: Workdir, report: Callable[[str], None] = print):
         self.program, self.loader, self.workdir, self.report = program, loader, workdir, report
         self.recipe, self.config, self.total = program.recipe, program.recipe.config, program.recipe.config.steps
-        self.mesh, self.frozen = program.mesh, program.frozen
+        self.mesh, self.frozen, self.digests = program.mesh, program.frozen, digest_frozen(program.recipe)
         config = self.config
         self.checkpoints = Checkpoints(workdir.checkpoints, config.checkpoint.keep, report=report)
         self.state, self.wall_before, self._owed = self._restore()
@@ -127,6 +128,7 @@ class Session:
             return self.program.init(), 0.0, False
         tree, step, extra = restored
         self._check_dataset(extra['dataset'], step)
+        self._check_teachers(extra.get('frozen', self.digests), step)
         key = jax.device_put(jax.random.key(self.config.seed), self.program.abstract.root_key.sharding)
         self.report(f'Resuming {self.recipe.name} at step {step} of {self.total}, from {self.workdir.checkpoints}.')
         self.loader.bad_images.update(extra['bad_images'])
@@ -142,6 +144,15 @@ class Session:
                 f'{self.workdir.path} is at step {step} of a run on {before}, but the dataset is now {self.loader.dataset}. '
                 'Put back the images it began with, or use another --workdir.'
             )
+
+    def _check_teachers(self, before: Mapping[str, str], step: int) -> None:
+        """As with the dataset: what a frozen teacher says is a function of its file."""
+        for name, digest in self.digests.items():
+            if before[name] != digest:
+                raise WorkdirError(
+                    f'{self.workdir.path} is at step {step} of a run with another file for the teacher {name}: its sha256 was '
+                    f'{before[name]}, not {digest}. Put back the file it began with, or use another --workdir.'
+                )
 
     def _compile(self) -> Callable:
         side, sharding = self.config.image_size, batch_sharding(self.mesh)
@@ -282,6 +293,7 @@ class Session:
             'wall_seconds': self.wall_seconds,
             'owed': self._owed,
             'dataset': self.loader.dataset,
+            'frozen': self.digests,
             'bad_images': dict(self.loader.bad_images),
         }
         self.checkpoints.save(done, to_tree(self.state), extra, milestone=self._is_milestone(done))

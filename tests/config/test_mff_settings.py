@@ -90,7 +90,7 @@ def test_rows_that_exclude_one_another_are_both_named(pair):
     ('override', 'sentence'),
     [
         ('base=mto', 'base=mto is a paper, which goes on a base: name it in papers; bases: mae, '),
-        ('papers=simmim', 'papers: simmim is a base, of which a run has one; set base=simmim; papers: mff, mto'),
+        ('papers=simmim', 'papers: simmim is a base, of which a run has one; set base=simmim; papers: mff, '),
     ],
 )
 def test_bases_and_papers_are_not_confused(override, sentence):
