@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from mim_jax.errors import Refused
 from mim_jax.methods.encoders import beit_encoder
 from mim_jax.methods.masking import cell_scores, visible_in_cells
+from mim_jax.methods.projectors import check_bn_images
 from mim_jax.models.neck import Last
 from mim_jax.models.projector import Projector
 from mim_jax.objectives.contrast import denoising_contrast
@@ -100,11 +101,4 @@ def _check(config: Any, temperature: float, bn_images: int, momentum: float, wid
     for name, value in (('projector_width', width), ('projector_output', output)):
         if value < 1:
             raise Refused(f'conmim.{name}={value} must be at least 1.')
-    if bn_images < 0:
-        raise Refused(f'conmim.bn_images={bn_images} must not be negative; 0 takes all images of a micro-batch.')
-    images = config.batch_size // config.accumulate
-    if bn_images and images > bn_images and images % bn_images:
-        raise Refused(
-            f'conmim.bn_images={bn_images} does not divide the {images} images of a micro-batch (batch_size / accumulate); '
-            'choose a divisor of it, or 0 for statistics over all of them.'
-        )
+    check_bn_images('conmim', bn_images, config)

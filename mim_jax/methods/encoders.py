@@ -1,4 +1,4 @@
-"""The encoder that SimMIM and ConMIM share."""
+"""Encoders that several bases share: MAE's with the supervised control, BEiT's between SimMIM and ConMIM."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ import jax.numpy as jnp
 
 from mim_jax.errors import Refused
 from mim_jax.models.vit import ViT
+
+
+def mae_encoder(config: Any) -> ViT:
+    """MAE's ViT, of the sizes and options in config.encoder. Source: facebookresearch/mae models_mae.py."""
+    sizes, side = config.encoder, config.image_size // config.encoder.patch_size
+    return ViT(
+        sizes.patch_size,
+        sizes.width,
+        sizes.depth,
+        sizes.heads,
+        (side, side),
+        learned_positions=sizes.positions == 'learned',
+        drop_path=sizes.drop_path,
+        scan=sizes.scan,
+        remat=sizes.remat,
+        dtype=jnp.dtype(config.dtype),
+    )
 
 
 def beit_encoder(config: Any, method: str, layer_scale: float) -> ViT:

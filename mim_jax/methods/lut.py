@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mim_jax.errors import Refused
+from mim_jax.methods.projectors import check_bn_images
 from mim_jax.models.layers import xavier
 from mim_jax.models.projector import Projector
 from mim_jax.objectives.context import cosine_distance, info_nce, smooth_l1
@@ -81,7 +82,7 @@ def lut(
     _check_base(recipe, symmetric)
     _check_readings(recipe, supervision, context, pooled)
     encoder = recipe.encoder
-    dtype = getattr(encoder, 'dtype', jnp.float32)
+    dtype = jnp.dtype(recipe.config.dtype)
     measure = {
         'cosine': cosine_distance,
         'infonce': partial(info_nce, temperature=temperature),
@@ -211,11 +212,4 @@ def _check_numbers(
         raise Refused(f'lut.head_width={head_width} must be at least 1.')
     if not 0 <= momentum <= 1:
         raise Refused(f'lut.momentum={momentum} must be at least 0 and at most 1.')
-    if bn_images < 0:
-        raise Refused(f'lut.bn_images={bn_images} must not be negative; 0 takes all images of a micro-batch.')
-    images = recipe.config.batch_size // recipe.config.accumulate
-    if bn_images and images > bn_images and images % bn_images:
-        raise Refused(
-            f'lut.bn_images={bn_images} does not divide the {images} images of a micro-batch (batch_size / accumulate); '
-            'choose a divisor of it, or 0 for statistics over all of them.'
-        )
+    check_bn_images('lut', bn_images, recipe.config)

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.errors import Refused
+from mim_jax.methods.encoders import mae_encoder
 from mim_jax.methods.masking import random_scores, visible_count
 from mim_jax.models.decoder import Decoder
 from mim_jax.models.neck import Last
-from mim_jax.models.vit import ViT
 from mim_jax.objectives.pixels import masked_distance
 from mim_jax.recipe import DecoderPart, Masking, Objective, Picture, Recipe, View
 from mim_jax.tokens import normalise_patches, patchify
@@ -41,21 +41,11 @@ def mae(
     visible = visible_count(side * side, mask_ratio)
     check_decoder(config.base, decoder_width, decoder_depth, decoder_heads)
     shared = {'scan': sizes.scan, 'remat': sizes.remat, 'dtype': dtype}
-    encoder = ViT(
-        sizes.patch_size,
-        sizes.width,
-        sizes.depth,
-        sizes.heads,
-        (side, side),
-        learned_positions=sizes.positions == 'learned',
-        drop_path=sizes.drop_path,
-        **shared,
-    )
     decoder = Decoder(decoder_width, decoder_depth, decoder_heads, sizes.patch_size**2 * 3, (side, side), **shared)
     return Recipe(
         config=config,
         papers=('mae',),
-        encoder=encoder,
+        encoder=mae_encoder(config),
         masking=Masking(random_scores, visible),
         views={'main': View(crop='main')},
         neck={'last': Last()},

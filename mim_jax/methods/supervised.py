@@ -26,10 +26,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mim_jax.errors import Refused
+from mim_jax.methods.encoders import mae_encoder
 from mim_jax.methods.masking import random_scores
 from mim_jax.models.layers import normal_02
 from mim_jax.models.neck import Last
-from mim_jax.models.vit import ViT
 from mim_jax.objectives.classify import accuracy, cross_entropy
 from mim_jax.recipe import Masking, Objective, Recipe, View
 
@@ -46,26 +46,14 @@ def supervised(config: Any, *, classes: int = 0, label_smoothing: float = 0.1) -
     classes = count_classes(classes, config)
     if not 0 <= label_smoothing < 1:
         raise Refused(f'supervised.label_smoothing={label_smoothing} must be at least 0 and below 1.')
-    sizes = config.encoder
-    side = config.image_size // sizes.patch_size
-    encoder = ViT(
-        sizes.patch_size,
-        sizes.width,
-        sizes.depth,
-        sizes.heads,
-        (side, side),
-        learned_positions=sizes.positions == 'learned',
-        drop_path=sizes.drop_path,
-        scan=sizes.scan,
-        remat=sizes.remat,
-        dtype=jnp.dtype(config.dtype),
-    )
+    encoder = mae_encoder(config)
+    rows, columns = encoder.grid
     linear = nn.Dense(classes, kernel_init=normal_02, dtype=jnp.float32)
     return Recipe(
         config=config,
         papers=('supervised',),
         encoder=encoder,
-        masking=Masking(random_scores, side * side),  # of no view here: the whole image is seen
+        masking=Masking(random_scores, rows * columns),  # of no view here: the whole image is seen
         views={'main': View(crop='main', block=None)},
         neck={'last': Last()},
         decoders={},
