@@ -18,7 +18,7 @@ from mim_jax.config import apply_variants, default_config
 
 ON_VIT = ('reconstruct', 'mimic', 'focused', 'fused', 'decoder', 'mimic_only')  # all rows of table 3 but the last
 VARIANTS = {
-    'reconstruct': {'papers': (), 'mr_mae.focus': 'random'},  # MAE itself
+    'reconstruct': {'papers': (), 'mr_mae.focus': 'random', 'mr_mae.teachers': ()},  # MAE itself
     'mimic': {'mr_mae.focus': 'random', 'mr_mae.fusion': False},
     'focused': {'mr_mae.focus': 'topk', 'mr_mae.fusion': False},
     'fused': {'mr_mae.focus': 'topk', 'mr_mae.fusion': True},

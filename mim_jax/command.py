@@ -20,7 +20,7 @@ import jax
 
 from mim_jax.config import check_config, load_config
 from mim_jax.errors import UserError
-from mim_jax.methods import BASES, PAPERS
+from mim_jax.methods import METHODS
 from mim_jax.training.interrupt import stop_early
 
 INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
@@ -42,9 +42,8 @@ def parse_arguments(arguments: Sequence[str], parser: argparse.ArgumentParser) -
 
 def read_config(spec: str, overrides: Sequence[str]) -> tuple[Any, Any]:
     """(config, the file's own config), checked as far as it can be without devices or data."""
-    methods = {**BASES, **PAPERS}
-    config, reference = load_config(spec, overrides, methods)
-    check_config(config, methods)
+    config, reference = load_config(spec, overrides, METHODS)
+    check_config(config, METHODS)
     return config, reference
 
 

@@ -22,6 +22,7 @@ from mim_jax.command import describe_machine, explain_shortages, parse_arguments
 from mim_jax.config import check_devices, peak_lr
 from mim_jax.data.images import decode
 from mim_jax.data.sources import open_source
+from mim_jax.data.subsets import open_training
 from mim_jax.errors import UserError, WorkdirError
 from mim_jax.evals.watchers import check_probes
 from mim_jax.parallel.hosts import to_global
@@ -116,7 +117,7 @@ def check_settings(spec: str, overrides: Sequence[str]) -> tuple[str, Any]:
 
 def check_dataset(config: Any) -> tuple[str, int]:
     """Both splits found; the first and the last training image can be decoded."""
-    train = open_source(config.data, config.data.split)
+    train = open_training(config.data)
     loader_sizes = [f'{len(train)} images in {config.data.split}']
     for index in (0, len(train) - 1):
         if config.data.on_bad_image == 'stop':

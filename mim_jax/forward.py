@@ -254,8 +254,9 @@ def evaluate(forward: Forward) -> tuple[jax.Array, dict[str, jax.Array]]:
 def create_parameters(recipe: Recipe, root: jax.Array) -> tuple[Tree, Tree, dict[str, Tree]]:
     """params {role: tree}, batch_stats {role: tree}, teachers {name: {'params', 'batch_stats'}}.
 
-    Found by tracing the losses once on two blank images: what they touch exists. Under jit the forward pass itself is
-    dead code. An EMA teacher holds what is read through it, as a copy. Raises Refused or ValueError from the methods.
+    Found by tracing the losses, and what is predicted, once on two blank images: what they touch exists. Under jit the
+    forward pass itself is dead code. An EMA teacher holds what is read through it, as a copy. Raises Refused or ValueError
+    from the methods.
     """
     side = recipe.config.image_size
     batch = {crop: jnp.zeros((2, side, side, 3), jnp.uint8) for crop in recipe.crops}
@@ -265,6 +266,8 @@ def create_parameters(recipe: Recipe, root: jax.Array) -> tuple[Tree, Tree, dict
     networks = Networks(recipe, {}, {}, named_key(root, 'init'), 'create')
     forward = Forward(recipe, networks, around)
     evaluate(forward)
+    if recipe.predict:  # may read what no loss does: an average of the weights
+        recipe.predict(forward)
     teachers = {}
     for name, read in forward.teachers_read.items():
         if isinstance(recipe.teachers[name], EMA):

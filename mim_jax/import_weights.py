@@ -10,7 +10,6 @@ import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,21 +17,17 @@ import numpy as np
 from mim_jax.command import explain_shortages, parse_arguments, read_config, run_program
 from mim_jax.errors import WorkdirError
 from mim_jax.interop.account import Account
-from mim_jax.interop.blocks import stack_blocks, unstack_blocks, unstack_shapes
+from mim_jax.interop.begin import save_first, wanted_arrays
 from mim_jax.interop.compare import NOT_COMPARED, compare_imported, encoder_features, load_images
 from mim_jax.interop.formats import Format, formats_of, recognise
 from mim_jax.interop.hf import check_config_beside
 from mim_jax.interop.runs import build_recipe
 from mim_jax.interop.transfer import export_arrays, import_arrays
-from mim_jax.networks import prune_tree
 from mim_jax.parallel.mesh import make_mesh
-from mim_jax.parallel.rules import flatten_with_paths
 from mim_jax.recipe import Recipe
-from mim_jax.training.assemble import Program, make_program
-from mim_jax.training.checkpoint import Checkpoints
-from mim_jax.training.state import to_tree
+from mim_jax.training.assemble import make_program
 from mim_jax.training.workdir import CHECKPOINTS, Workdir
-from mim_jax.weights.files import Weights, read_weights
+from mim_jax.weights.files import read_weights
 from mim_jax.weights.layout import Arrays
 
 
@@ -72,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         print(compare(recipe, form, state, arrays, account, options.image))
         workdir = Workdir(options.workdir, config)
         try:
-            save(program, arrays, weights, workdir)
+            save_first(program, arrays, workdir, str(weights.path))
         finally:
             workdir.close()
     print(f'Saved as step 0 in {options.workdir}. To go on:')
@@ -88,13 +83,6 @@ def main(arguments: Sequence[str]) -> int:
     ]
     print(f'  {shlex.join(command)}')
     return 0
-
-
-def wanted_arrays(program: Program, part: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """{our unstacked path: shape} of the parameters and running statistics that may be imported."""
-    abstract = program.abstract
-    leaves = unstack_shapes(dict(flatten_with_paths(abstract.params)) | dict(flatten_with_paths(abstract.batch_stats)))
-    return {path: leaf for path, leaf in leaves.items() if part == 'all' or path.startswith('encoder/')}
 
 
 def compare(
@@ -114,36 +102,6 @@ def compare(
     back, _ = import_arrays(export_arrays(arrays, form, recipe)[0], form, recipe, arrays)
     worst = max(float(np.abs(back[path] - array).max()) for path, array in arrays.items())
     return f'Back to {form.layout.name} and here again: arrays differ by {worst:.1e}.'
-
-
-def save(program: Program, arrays: Arrays, weights: Weights, workdir: Workdir) -> None:
-    """The state of step 0 with these arrays in it, saved. Teachers become copies of the student."""
-    state = program.init()
-    params, batch_stats = (replace_leaves(tree, arrays) for tree in (state.params, state.batch_stats))
-    teachers = {
-        name: {
-            'params': {role: prune_tree(params[role], tree) for role, tree in held['params'].items()},
-            'batch_stats': {role: prune_tree(batch_stats[role], tree) for role, tree in held['batch_stats'].items()},
-        }
-        for name, held in state.teachers.items()
-    }
-    state = state.replace(params=params, batch_stats=batch_stats, teachers=teachers)
-    # Without a dataset: the first training session binds the run to its own.
-    extra = {'wall_seconds': 0.0, 'owed': False, 'dataset': None, 'bad_images': {}, 'imported': str(weights.path)}
-    checkpoints = Checkpoints(str(workdir.checkpoints), program.recipe.config.checkpoint.keep)
-    try:
-        checkpoints.save(0, to_tree(state), extra)
-    finally:
-        checkpoints.close()
-
-
-def replace_leaves(tree: Any, arrays: Arrays) -> Any:
-    """A tree with the arrays at their paths; other leaves, and every leaf's place, stay."""
-    leaves = dict(flatten_with_paths(tree))
-    known = unstack_blocks(leaves) | arrays
-    stacked = stack_blocks(known, leaves)
-    placed = [jax.device_put(np.asarray(stacked[path], leaf.dtype), leaf.sharding) for path, leaf in leaves.items()]
-    return jax.tree.unflatten(jax.tree.structure(tree), placed)
 
 
 if __name__ == '__main__':

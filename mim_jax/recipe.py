@@ -137,7 +137,9 @@ class Recipe:
     config: the resolved configuration (`steps`, `steps_per_epoch`, `classes` filled in); neck: readers Levels -> Tokens that
     are summed, then the encoder's final norm; watches: forward -> scalar or {name: scalar}, logged without gradient; decay:
     {pattern over a parameter's whole path: whether weight decay acts}, which goes before optim.decay_exclude; labels: whether
-    forward.labels is read; mean, std: input statistics.
+    forward.labels is read; mean, std: input statistics; predict: forward -> {name: logits f[B,K]}, of which a test counts the
+    right ones ('' names an only one); rate: (path, shape) -> what the learning rate of a parameter is multiplied by, a number
+    or an array that broadcasts to it.
     """
 
     config: Any
@@ -156,6 +158,8 @@ class Recipe:
     charts: Mapping[str, Chart] = field(default_factory=dict)
     decay: Mapping[str, bool] = field(default_factory=dict)
     labels: bool = False
+    predict: Callable[[Forward], Mapping[str, Any]] | None = None
+    rate: Callable[[str, tuple[int, ...]], Any] | None = None
 
     @property
     def name(self) -> str:

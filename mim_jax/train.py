@@ -26,6 +26,7 @@ from mim_jax.command import (
 from mim_jax.config import difference, peak_lr
 from mim_jax.data.cache import cache_source
 from mim_jax.data.sources import open_source
+from mim_jax.evals.accuracy import check_test
 from mim_jax.evals.watchers import check_pool, check_probes, draw_run_curves, make_watchers
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.training.assemble import assemble, make_loader, make_program
@@ -66,11 +67,11 @@ def train(config: Any, reference: Any, workdir: Workdir) -> int:
         with explain_shortages():
             recipe, source = assemble(config)
             check_pool(recipe)
-            watching = config.probe.every_epochs or config.pictures.every_epochs
+            watching = config.probe.every_epochs or config.pictures.every_epochs or recipe.predict
             test = None
             if watching:
                 test = open_source(config.data, config.data.eval_split)
-                check_probes(config, source, test)
+                check_test(recipe, test) if recipe.predict else check_probes(config, source, test)
                 test = cache_source(test, config.data.cache, config.data.threads)
             mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
             facts |= {'recipe': recipe.name, 'total_steps': recipe.config.steps, **describe_machine()}

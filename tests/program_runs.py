@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
+import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from mim_jax import train
 from mim_jax.command import run_program
+from mim_jax.training.checkpoint import read_params
 from mim_jax.training.loggers import read_events
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +132,19 @@ def wait_for_save(child: subprocess.Popen, workdir: Path) -> None:
     raise AssertionError('the run ended before it was caught saving')
 
 
+def kill(child, workdir: Path, moment: str | int, delay: float = 0.0) -> None:
+    """SIGKILL while a checkpoint is being written ('save'), `delay` seconds after the start, or after a step's line."""
+    if moment == 'save':
+        wait_for_save(child, workdir)
+    elif moment != 'start':
+        wait_for_step(child, moment)
+    time.sleep(delay)
+    child.kill()
+    finish(child)
+    assert child.returncode == -signal.SIGKILL
+    assert moment != 'save' or half_written(workdir)
+
+
 def half_written(workdir: Path) -> list[Path]:
     """Checkpoints that are there, but not committed."""
     with contextlib.suppress(FileNotFoundError):  # renamed or made while being looked at
@@ -155,9 +170,20 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def read_fingerprints(workdir: Path, step: int = STEPS) -> dict[str, list]:
-    """{path: [shape, dtype, 64-bit fingerprint]} of every array of a checkpoint: parameters, optimizer, step."""
+    """{path: [shape, dtype, 64-bit fingerprint]} of every array of a checkpoint: the whole state."""
     seal = json.loads((workdir / 'checkpoints' / str(step) / 'seal' / 'metadata').read_text())
     return json.loads(seal['text'])['arrays']
+
+
+def check_same_end(workdir: Path, whole: Path) -> None:
+    """Bit-identical parameters, optimizer and losses; every step in the journal once."""
+    summary = read_summary(workdir)
+    assert (summary['status'], summary['steps']) == ('finished', STEPS)
+    assert read_fingerprints(workdir) == read_fingerprints(whole)
+    mine, reference = (read_params(folder / 'checkpoints')[0] for folder in (workdir, whole))
+    jax.tree.map(np.testing.assert_array_equal, mine, reference)
+    assert read_losses(workdir) == read_losses(whole)
+    assert list(read_losses(workdir)) == list(range(1, STEPS + 1))
 
 
 def copy_run(workdir: Path, target: Path, upto: int = STEPS) -> Path:

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import jax
@@ -16,17 +15,17 @@ from program_runs import (
     STEPS,
     arguments,
     call,
+    check_same_end,
     copy_run,
     finish,
     half_written,
-    read_fingerprints,
+    kill,
     read_losses,
     read_summary,
     saved_steps,
     share_compilations,
     snapshot,
     start,
-    wait_for_save,
     wait_for_step,
 )
 from tiny_runs import random_batch, tiny_mae
@@ -38,7 +37,6 @@ from mim_jax.data.sources import SyntheticSource
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.networks import Networks, named_key
 from mim_jax.parallel.mesh import batch_sharding, make_mesh
-from mim_jax.training.checkpoint import read_params
 from mim_jax.training.loggers import read_events
 from mim_jax.training.loop import Watcher
 from mim_jax.training.state import TrainState
@@ -56,17 +54,6 @@ def whole(cache, tmp_path_factory) -> Path:
     ended = finish(start(arguments(workdir)))
     assert (ended.status, ended.err) == (0, '')
     return workdir
-
-
-def check_same_end(workdir: Path, whole: Path) -> None:
-    """Bit-identical parameters, optimizer and losses; every step in the journal once."""
-    summary = read_summary(workdir)
-    assert (summary['status'], summary['steps']) == ('finished', STEPS)
-    assert read_fingerprints(workdir) == read_fingerprints(whole)
-    mine, reference = (read_params(folder / 'checkpoints')[0] for folder in (workdir, whole))
-    jax.tree.map(np.testing.assert_array_equal, mine, reference)
-    assert read_losses(workdir) == read_losses(whole)
-    assert list(read_losses(workdir)) == list(range(1, STEPS + 1))
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(whole, tmp_path):
@@ -125,19 +112,6 @@ def test_sigterm_before_the_first_step_is_an_interrupt_too(tmp_path):
     ended = finish(child, seen)
     assert ended.status == 75
     assert read_summary(tmp_path)['status'] == 'interrupted'
-
-
-def kill(child, workdir: Path, moment: str | int, delay: float = 0.0) -> None:
-    """SIGKILL while a checkpoint is being written ('save'), `delay` seconds after the start, or after a step's line."""
-    if moment == 'save':
-        wait_for_save(child, workdir)
-    elif moment != 'start':
-        wait_for_step(child, moment)
-    time.sleep(delay)
-    child.kill()
-    finish(child)
-    assert child.returncode == -signal.SIGKILL
-    assert moment != 'save' or half_written(workdir)
 
 
 def test_kill_in_the_middle_of_a_save(whole, tmp_path):

@@ -11,6 +11,8 @@ from mim_jax.config.length import peak_lr
 from mim_jax.config.names import around, assign, flatten, raise_problems, suggest
 from mim_jax.config.tree import BELOW_ONE, CHOICES, COUNTS, POSITIVE, TUPLE_LENGTHS, default_config
 from mim_jax.config.values import describe_type, fit_value, method_defaults, methods_in_use
+from mim_jax.data.rand_augment import parse_rand_augment
+from mim_jax.errors import ConfigError
 
 
 def check_config(config: ConfigDict, methods: Mapping[str, Callable]) -> None:
@@ -179,6 +181,13 @@ def _find_misfits(config: ConfigDict, sound: Callable[..., bool]) -> Iterator[st
         yield f'data.ratio={data.ratio} must satisfy 0 < narrowest <= widest.'
     if sound('data.std') and min(data.std) <= 0:
         yield f'data.std={data.std} must be above 0 in every channel.'
+    if data.rand_augment:
+        try:
+            parse_rand_augment(data.rand_augment)
+        except ConfigError as error:
+            yield str(error)
+        if data.crop == 'center':
+            yield f"data.rand_augment='{data.rand_augment}' has no effect with data.crop='center'; use another crop."
     if data.source == 'tfds' and not data.name:
         yield "data.source='tfds' needs data.name, such as imagenet2012."
     if data.source in ('folder', 'npz') and not data.dir:

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mim_jax.config.names import flatten
+from mim_jax.config.tree import default_config
 from mim_jax.errors import WorkdirError
 
 # Where and how the numbers are computed, seen or kept; not which. A name ending in a dot is a whole section.
@@ -13,7 +14,7 @@ FREE_ON_RESUME = (
     *('mesh.', 'accumulate', 'encoder.remat'),
     *('log.', 'checkpoint.', 'probe.', 'pictures.'),
     *('data.dir', 'data.threads', 'data.workers', 'data.cache', 'data.on_bad_image'),
-    *('mr_mae.clip_weights', 'mr_mae.dino_weights', 'mr_mae.dinov2_weights'),
+    *('mr_mae.clip_weights', 'mr_mae.dino_weights', 'mr_mae.dinov2_weights', 'linear_probe.weights'),
 )
 ABSENT = '(not set)'
 
@@ -35,8 +36,16 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The configuration that to_json wrote, with every value and type; locked, as load_config's are."""
-    return ConfigDict(_with_tuples(json.loads(text))).lock()
+    """The configuration that to_json wrote, with every value and type; locked, as load_config's are.
+
+    A key that did not exist yet when it was written has its default, which must mean what runs did without it.
+    """
+    return ConfigDict(_complete(_with_tuples(json.loads(text)), default_config().to_dict())).lock()
+
+
+def _complete(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    sections = {key: _complete(saved.get(key, {}), value) for key, value in defaults.items() if isinstance(value, dict)}
+    return {**defaults, **saved, **sections}
 
 
 def _with_tuples(value: Any) -> Any:
@@ -54,7 +63,7 @@ def check_same_run(config: ConfigDict, saved: ConfigDict) -> None:
       encoder.drop_path accumulate is bound, as drop-path is drawn for a micro-batch.)
     - data.threads, data.workers, data.cache, data.dir: who fetches the same images, and from where.
     - data.on_bad_image: a run stopped by a broken image may go on without it; nothing before it changes.
-    - mr_mae.*_weights: where the teachers' files are; the checkpoint has their checksums.
+    - mr_mae.*_weights, linear_probe.weights: where the files of frozen networks are; the checkpoint has their checksums.
     - log.*, checkpoint.*, probe.*, pictures.*: what is watched and kept; probes never touch the training state.
     Everything else would make the rest of the run a different experiment from its beginning.
     """

@@ -33,6 +33,7 @@ def default_config() -> ConfigDict:
     encoder.remat = 'none'  # recompute activations in the backward pass: none, full, dots (keep matrix products)
 
     config.optim = optim = ConfigDict()
+    optim.name = 'adamw'  # or lars, whose momentum is b1
     optim.base_lr = 1.5e-4  # before lr_scaling
     optim.lr_scaling = 'linear/256'  # peak lr: none, linear/256, linear/512 (x batch/N), sqrt (x sqrt(batch)/4)
     optim.b1 = 0.9  # AdamW, decay of the first moment
@@ -47,6 +48,7 @@ def default_config() -> ConfigDict:
     optim.warmup_epochs = 40.0  # linear; 0: off
     optim.warmup_lr = 0.0  # where the warm-up starts, before lr_scaling
     optim.min_lr = 0.0  # end of the cosine, absolute
+    optim.same_ends = False  # layers that learn more slowly: True lowers their peak alone, False the whole curve
     optim.step_epochs = ()  # step: where the lr is multiplied by step_factor
     optim.step_factor = 0.1  # step: by which
     optim.clip_norm = 0.0  # global gradient norm; 0: off
@@ -56,13 +58,17 @@ def default_config() -> ConfigDict:
     data.name = 'imagenet2012'  # TFDS name; other sources ignore it
     data.dir = ''  # TFDS data_dir ('': TFDS's own default), root of the folder source, or path of the npz file
     data.split = 'train'  # trained on; slices such as train[:90%] work
+    data.share = 1.0  # of the images of every class of split, at random; 0.01 and 0.1 are low-shot
+    data.share_seed = 0  # which ones
+    data.list = ''  # a file that lists the images of split to use, such as SimCLR's 1percent.txt; '': all
     data.eval_split = 'validation'  # read by probes and pictures
-    data.crop = 'rrc'  # rrc (random resized), src (simple resized: resize, pad, crop), center
+    data.crop = 'rrc'  # rrc (random resized), rrc_once (clipped, never redrawn), src (resize, pad, crop), center
     data.interpolation = 'bicubic'  # bicubic, bilinear
-    data.scale = (0.2, 1.0)  # rrc: area kept, fraction of the image
-    data.ratio = (3 / 4, 4 / 3)  # rrc: width / height
+    data.scale = (0.2, 1.0)  # rrc, rrc_once: area kept, fraction of the image
+    data.ratio = (3 / 4, 4 / 3)  # rrc, rrc_once: width / height
     data.padding = 4  # src: pixels on every side, reflected
     data.flip = True  # horizontal, probability 1/2
+    data.rand_augment = ''  # timm's string, such as rand-m9-mstd0.5-inc1; '': off
     data.mean = IMAGENET_MEAN  # per channel, of pixels in 0..1
     data.std = IMAGENET_STD  # likewise
     data.threads = 16  # readers and decoders per host process
@@ -104,11 +110,12 @@ CHOICES = {
     'dtype': ('bfloat16', 'float32'),
     'encoder.positions': ('fixed', 'learned'),
     'encoder.remat': ('none', 'full', 'dots'),
+    'optim.name': ('adamw', 'lars'),
     'optim.lr_scaling': ('none', 'linear/256', 'linear/512', 'sqrt'),
     'optim.decay_exclude': ('mae', 'simmim', 'mmpretrain'),
     'optim.schedule': ('cosine', 'cosine_beit', 'step', 'constant'),
     'data.source': ('tfds', 'folder', 'npz', 'digits', 'synthetic'),
-    'data.crop': ('rrc', 'src', 'center'),
+    'data.crop': ('rrc', 'rrc_once', 'src', 'center'),
     'data.interpolation': ('bicubic', 'bilinear'),
     'data.cache': ('auto', 'always', 'never'),
     'data.on_bad_image': ('stop', 'skip'),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from mim_jax.data.rand_augment import RandAugment
 from mim_jax.errors import ConfigError
 
 _RESAMPLING = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
@@ -31,11 +32,14 @@ class Crop:
     kind:
       'rrc': RandomResizedCrop. A box of area `scale` (fraction, uniform) and aspect `ratio` (width/height,
         log-uniform) is cut out, then resized. MAE's crop.
+      'rrc_once': the same with a single draw: a box that is too wide or too high is clipped to the image, not drawn
+        again. The crop of MAE's linear probe.
       'src': simple resized crop. The shorter side is resized to `size`, `padding` pixels are reflected on all four
         sides, a uniform window is cut. PixMIM's crop, and the one of MFF's released configs.
       'center': the shorter side is resized to size*256/224, the middle is cut. An image of exactly size x size is
         returned as it is, so that CIFAR is evaluated on its own pixels. Nothing is random, `flip` does not apply.
     flip: mirror left-right with probability one half.
+    rand_augment: applied last.
     """
 
     kind: str
@@ -45,10 +49,15 @@ class Crop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     padding: int = 4
     flip: bool = True
+    rand_augment: RandAugment | None = None
 
     def __post_init__(self):
-        if self.kind not in ('rrc', 'src', 'center'):
-            raise ConfigError(f"data.crop='{self.kind}' is unknown; use 'rrc', 'src' or 'center'.")
+        if self.kind not in ('rrc', 'rrc_once', 'src', 'center'):
+            raise ConfigError(f"data.crop='{self.kind}' is unknown; use 'rrc', 'rrc_once', 'src' or 'center'.")
+        if self.kind == 'center' and self.rand_augment:
+            raise ConfigError(
+                "data.rand_augment has no effect with data.crop='center'; use another crop or leave it empty."
+            )
         if self.interpolation not in _RESAMPLING:
             raise ConfigError(f"data.interpolation='{self.interpolation}' is unknown; use 'bicubic' or 'bilinear'.")
         if self.size < 1 or self.padding < 0:
@@ -63,14 +72,18 @@ class Crop:
         resample = _RESAMPLING[self.interpolation]
         if self.kind == 'center':
             return np.asarray(crop_center(image, self.size, resample))
-        if self.kind == 'rrc':
-            box = draw_box(image.width, image.height, self.scale, self.ratio, rng)
-            pixels = np.asarray(crop_and_resize(image, box, self.size, resample))
-        else:
+        if self.kind == 'src':
             box = draw_window(image.width, image.height, self.size, self.padding, rng)
             pixels = resize_pad_and_crop(image, box, self.size, self.padding, resample)
-        mirrored = self.flip and rng.random() < 0.5
-        return pixels[:, ::-1] if mirrored else pixels
+        else:
+            draw = draw_box if self.kind == 'rrc' else draw_box_once
+            box = draw(image.width, image.height, self.scale, self.ratio, rng)
+            pixels = np.asarray(crop_and_resize(image, box, self.size, resample))
+        if self.flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        if self.rand_augment is None:
+            return pixels
+        return np.asarray(self.rand_augment(Image.fromarray(pixels), rng))
 
 
 def _draw_integer(count: int, rng: np.random.Generator) -> int:
@@ -82,16 +95,39 @@ def draw_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
     """The box of torchvision's RandomResizedCrop.get_params: ten tries, then the largest central box within `ratio`."""
-    low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(_TRIES):
-        area = width * height * (scale[0] + (scale[1] - scale[0]) * rng.random())
-        aspect = math.exp(low + (high - low) * rng.random())
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        w, h = _draw_shape(width, height, scale, ratio, rng)
         if 0 < w <= width and 0 < h <= height:
-            top = _draw_integer(height - h + 1, rng)
-            left = _draw_integer(width - w + 1, rng)
-            return Box(left, top, w, h)
+            return _place(width, height, w, h, rng)
     return central_box(width, height, ratio)
+
+
+def draw_box_once(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """The box of MAE's RandomResizedCrop (facebookresearch/mae util/crop.py, after BYOL's): no second try, but clipped.
+
+    A box that rounds to nothing, on which the released code fails, has one pixel.
+    """
+    w, h = _draw_shape(width, height, scale, ratio, rng)
+    return _place(width, height, max(1, min(w, width)), max(1, min(h, height)), rng)
+
+
+def _draw_shape(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int]:
+    """(width, height) of a box, rounded; it may be empty or larger than the image."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    area = width * height * (scale[0] + (scale[1] - scale[0]) * rng.random())
+    aspect = math.exp(low + (high - low) * rng.random())
+    return round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+
+
+def _place(width: int, height: int, w: int, h: int, rng: np.random.Generator) -> Box:
+    """A box of w x h pixels anywhere in the image."""
+    top = _draw_integer(height - h + 1, rng)
+    left = _draw_integer(width - w + 1, rng)
+    return Box(left, top, w, h)
 
 
 def central_box(width: int, height: int, ratio: tuple[float, float]) -> Box:

@@ -1,34 +1,60 @@
-"""Frozen features of a data set, in host memory, for the probes."""
+"""What a frozen network says of every image of a data set, in host memory: features for the probes, logits to count."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+
+from mim_jax.parallel.hosts import to_global
 
 
-def extract_features(
-    encode: Callable[[Any], jax.Array], batches: Iterable[Mapping[str, Any]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Encode every batch and drop the padding -> features f32[n,D], labels i32[n], in the order of the batches.
+def run_batches(
+    compute: Callable[[Any], Any], batches: Iterable[Mapping[str, Any]], mesh: Mesh | None = None
+) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+    """Run every batch and drop the padding -> (outputs, the batch without its images), row by row, as numpy arrays.
 
-    `encode`: images u8[b,S,S,3] -> f[b,D], jitted by the caller; on several hosts its output must be replicated.
-    `batches`: dicts with image, label i[b] and weight f[b], where weight 0 marks padding.
+    `compute`: images u8[b,S,S,3] -> an array [b,...] or a tree of them, jitted by the caller; on several hosts its
+    output must be replicated, and every host receives all of it.
+    `batches`: dicts with image, weight f[b] and others, as data.loader.eval_batches yields them on every host; rows of
+    weight 0 are padding and dropped, so that every image is there once on any number of devices.
+    `mesh`: split the images over its devices, which must divide b (ConfigError). None: `compute` is given numpy.
     """
-    features, labels = [], []
 
-    def collect(output: jax.Array, batch: Mapping[str, Any]) -> None:
+    def fetch(output: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
         kept = np.asarray(batch['weight']) > 0
-        features.append(np.asarray(output, dtype=np.float32)[kept])
-        labels.append(np.asarray(batch['label'], dtype=np.int32)[kept])
+        rows = {name: np.asarray(value)[kept] for name, value in batch.items() if name != 'image'}
+        return jax.tree.map(lambda x: np.asarray(x)[kept], output), rows
 
     pending = None
     for batch in batches:
-        running = encode(batch['image']), batch
+        images = batch['image'] if mesh is None else to_global(mesh, {'image': own_rows(batch['image'])})['image']
+        running = compute(images), batch
         if pending:  # fetched while the device works on the next batch
-            collect(*pending)
+            yield fetch(*pending)
         pending = running
-    if pending is None:
+    if pending:
+        yield fetch(*pending)
+
+
+def own_rows(images: np.ndarray) -> np.ndarray:
+    """This host's contiguous share of a batch that every host has read."""
+    share = len(images) // jax.process_count()
+    return images[jax.process_index() * share : (jax.process_index() + 1) * share]
+
+
+def extract_features(
+    encode: Callable[[Any], jax.Array], batches: Iterable[Mapping[str, Any]], mesh: Mesh | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encode every batch and drop the padding -> features f32[n,D], labels i32[n], in the order of the batches.
+
+    Arguments as run_batches has them; `encode` returns f[b,D], and the batches have a label i[b].
+    """
+    features, labels = [], []
+    for output, rows in run_batches(encode, batches, mesh):
+        features.append(output.astype(np.float32))
+        labels.append(rows['label'].astype(np.int32))
+    if not features:
         raise ValueError('no batches to extract features from')
-    collect(*pending)
     return np.concatenate(features), np.concatenate(labels)

@@ -13,13 +13,13 @@ from mim_jax.data.augment import Crop
 from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source
 from mim_jax.errors import ConfigError, DataError
+from mim_jax.evals.accuracy import accuracy_watcher
 from mim_jax.evals.features import extract_features
 from mim_jax.evals.knn import knn_accuracy
 from mim_jax.evals.reconstruct import reconstruction_grid
 from mim_jax.evals.ridge import few_shot, ridge_accuracy
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.networks import Networks, named_key
-from mim_jax.parallel.hosts import to_global
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
 from mim_jax.training.charts import draw_charts
@@ -32,10 +32,15 @@ PROBE_BATCH = 256
 
 
 def make_watchers(session: Session, train: Source, test: Source | None) -> list[Watcher]:
-    """What the config's `probe` and `pictures` sections ask for; `test` may be None when both are off."""
+    """What the config's `probe` and `pictures` sections ask for; `test` may be None when both are off.
+
+    A recipe that predicts classes is tested in place of being probed.
+    """
     probe, pictures, recipe = session.config.probe, session.config.pictures, session.recipe
     watchers = []
-    if probe.every_epochs:
+    if recipe.predict:
+        watchers.append(accuracy_watcher(session, test))
+    elif probe.every_epochs:
         watchers.append(Watcher(probe_watcher(session, train, test), period_of(probe.every_epochs, recipe), True))
     if pictures.every_epochs:
         watchers.append(Watcher(picture_watcher(session, test), period_of(pictures.every_epochs, recipe)))
@@ -75,10 +80,8 @@ def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[Tr
         params = state.params['encoder']
 
         def features(source: Source, limit: int) -> tuple[np.ndarray, np.ndarray]:
-            def run(images: np.ndarray) -> jax.Array:
-                return encode(params, to_global(session.mesh, {'images': own_rows(images)})['images'])
-
-            return extract_features(run, read(source, crop, batch, limit, config))
+            batches = read(source, crop, batch, limit, config)
+            return extract_features(lambda images: encode(params, images), batches, session.mesh)
 
         bank, queries = features(train, probe.train_images), features(test, probe.test_images)
         classes, found = train.num_classes, {}
@@ -112,12 +115,6 @@ def check_pool(recipe: Recipe) -> None:
     probe = recipe.config.probe
     if probe.every_epochs and probe.pool == 'cls' and not recipe.encoder.cls:
         raise ConfigError(f'The encoder of {recipe.name} has no CLS token to probe; set probe.pool=mean.')
-
-
-def own_rows(images: np.ndarray) -> np.ndarray:
-    """This host's contiguous share of a batch that every host has read."""
-    share = len(images) // jax.process_count()
-    return images[jax.process_index() * share : (jax.process_index() + 1) * share]
 
 
 def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int], dict[str, float]]:

@@ -13,7 +13,7 @@ from mim_jax.errors import Refused, WorkdirError
 from mim_jax.interop.account import collapse
 from mim_jax.interop.blocks import unstack_blocks
 from mim_jax.interop.transfer import MASK_TOKEN
-from mim_jax.methods import BASES, PAPERS, build
+from mim_jax.methods import METHODS, build
 from mim_jax.recipe import EMA, Recipe
 from mim_jax.training.workdir import CONFIG
 from mim_jax.weights.layout import Arrays
@@ -25,8 +25,8 @@ def build_recipe(config: Any) -> Recipe:
     return build(config, 1_281_167, config.get(config.base, {}).get('classes', 0) or 1000)
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a run's folder. Raises WorkdirError when it is none."""
+def read_run_config(folder: Path) -> Any:
+    """The checked config of a run's folder, unlocked. Raises WorkdirError when it is none."""
     file = folder / CONFIG
     if not file.is_file():
         raise WorkdirError(
@@ -36,8 +36,13 @@ def read_recipe(folder: Path) -> Recipe:
         config = from_json(file.read_text()).unlock()
     except (ValueError, AttributeError) as error:
         raise WorkdirError(f'{file} is damaged ({error}); restore it.') from error
-    check_config(config, {**BASES, **PAPERS})
-    return build_recipe(config)
+    check_config(config, METHODS)
+    return config
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run's folder. Raises WorkdirError when it is none."""
+    return build_recipe(read_run_config(folder))
 
 
 def find_teacher(recipe: Recipe, wanted: str | None) -> str:

@@ -10,6 +10,8 @@ from mim_jax.errors import ConfigError
 from mim_jax.forward import create_parameters
 from mim_jax.methods.bootmae import bootmae
 from mim_jax.methods.conmim import conmim
+from mim_jax.methods.finetune import finetune
+from mim_jax.methods.linear_probe import linear_probe
 from mim_jax.methods.lut import lut
 from mim_jax.methods.mae import mae
 from mim_jax.methods.mcmae import mcmae
@@ -31,6 +33,11 @@ BASES: dict[str, Callable[..., Recipe]] = {  # Config -> Recipe
     'supervised': supervised,
 }
 PAPERS: dict[str, Callable[..., Recipe]] = {'mff': mff, 'mto': mto, 'lut': lut, 'mr_mae': mr_mae}  # Recipe -> Recipe
+PROTOCOLS: dict[str, Callable[..., Recipe]] = {
+    'finetune': finetune,
+    'linear_probe': linear_probe,
+}  # the same, to test one
+METHODS: dict[str, Callable[..., Recipe]] = {**BASES, **PAPERS, **PROTOCOLS}
 
 
 def build(
@@ -38,7 +45,7 @@ def build(
     dataset_size: int,
     classes: int = 0,
     bases: Mapping[str, Callable[..., Recipe]] = BASES,
-    papers: Mapping[str, Callable[..., Recipe]] = PAPERS,
+    papers: Mapping[str, Callable[..., Recipe]] = {**PAPERS, **PROTOCOLS},
 ) -> Recipe:
     """The recipe of a checked config. Its `config` has the dataset's part filled in: `steps`, `steps_per_epoch`, `classes`.
 

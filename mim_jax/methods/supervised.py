@@ -43,7 +43,7 @@ def supervised(config: Any, *, classes: int = 0, label_smoothing: float = 0.1) -
     classes: of the classifier; 0: as many as the dataset has. Weights that are imported before their dataset is known get
     ImageNet's 1000 unless it is given. label_smoothing: share of the target spread over all classes, in [0,1).
     """
-    classes = count_classes(classes, config)
+    classes = count_classes(classes, config, 'supervised')
     if not 0 <= label_smoothing < 1:
         raise Refused(f'supervised.label_smoothing={label_smoothing} must be at least 0 and below 1.')
     encoder = mae_encoder(config)
@@ -65,16 +65,16 @@ def supervised(config: Any, *, classes: int = 0, label_smoothing: float = 0.1) -
     )
 
 
-def count_classes(classes: int, config: Any) -> int:
+def count_classes(classes: int, config: Any, method: str) -> int:
     """How many logits: `classes`, or the dataset's for 0. Raises Refused when its labels are none, or more than that."""
     if not config.classes:
         raise Refused(
-            f'supervised learns labels, and the images of data.split={config.data.split} have none; use a labelled dataset, '
+            f'{method} learns labels, and the images of data.split={config.data.split} have none; use a labelled dataset, '
             'or a base that needs no labels, such as mae.'
         )
     if classes and classes < config.classes:
         raise Refused(
-            f'supervised.classes={classes} is less than the {config.classes} classes of the dataset; set it to 0, which '
+            f'{method}.classes={classes} is less than the {config.classes} classes of the dataset; set it to 0, which '
             'takes as many as there are.'
         )
     return classes or config.classes

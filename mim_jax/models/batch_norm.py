@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 MOMENTUM = 0.1  # of the running statistics: PyTorch's convention, flax's momentum is 1 minus this
-EPSILON = 1e-5
 
 
 class BatchNorm(nn.Module):
     """Normalises the last axis with statistics over all others, in fp32; then, if `affine`, scale and bias.
 
-    The biased variance normalises, the unbiased one enters the running average (momentum 0.1, epsilon 1e-5), as in
+    The biased variance normalises, the unbiased one enters the running average (momentum 0.1), as in
     torch.nn.BatchNorm1d. With the collection 'batch_stats' mutable the batch's statistics are used and the running ones
     ('mean', 'var') moved, else the running ones are used; initialising leaves them at 0 and 1.
 
@@ -26,6 +25,7 @@ class BatchNorm(nn.Module):
 
     group_images: int = 0
     affine: bool = True
+    epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -40,7 +40,7 @@ class BatchNorm(nn.Module):
                 mean.value += MOMENTUM * (batch_mean - mean.value)
                 variance.value += MOMENTUM * (batch_variance - variance.value)
         else:
-            y = (x.astype(jnp.float32) - mean.value) * jax.lax.rsqrt(variance.value + EPSILON)
+            y = (x.astype(jnp.float32) - mean.value) * jax.lax.rsqrt(variance.value + self.epsilon)
         if self.affine:
             scale = self.param('scale', nn.initializers.ones, (width,))
             bias = self.param('bias', nn.initializers.zeros, (width,))
@@ -60,6 +60,6 @@ class BatchNorm(nn.Module):
         mean = groups.mean(axes, keepdims=True)
         centred = groups - mean  # two passes: the mean of squares less the squared mean loses digits
         variance = jnp.square(centred).mean(axes, keepdims=True)
-        y = (centred * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)
+        y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
         average = (a.reshape(-1, x.shape[-1]).mean(axis=0) for a in (mean, variance * (count / (count - 1))))
         return y, *average

@@ -1,4 +1,4 @@
-"""Classification: the cross-entropy with label smoothing, and how often the best class is the right one."""
+"""Classification: cross-entropies to labels and to mixed targets, and how often the best class is the right one."""
 
 import chex
 import jax
@@ -13,6 +13,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax
     chex.assert_rank([logits, labels], [2, 1])
     classes = logits.shape[-1]
     targets = (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes
+    return soft_cross_entropy(logits, targets)
+
+
+def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """f[B,K], probabilities f32[B,K] -> f32[]: cross-entropy, mean over the batch. timm's SoftTargetCrossEntropy."""
+    chex.assert_equal_shape([logits, targets])
     return -(targets * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(axis=-1).mean()
 
 

@@ -15,7 +15,9 @@ from mim_jax.config import check_devices, peak_lr
 from mim_jax.data.augment import Crop
 from mim_jax.data.cache import cache_source
 from mim_jax.data.loader import Loader
-from mim_jax.data.sources import Source, open_source
+from mim_jax.data.rand_augment import parse_rand_augment
+from mim_jax.data.sources import Source
+from mim_jax.data.subsets import open_training
 from mim_jax.errors import ConfigError
 from mim_jax.forward import create_parameters
 from mim_jax.methods import build
@@ -27,13 +29,18 @@ from mim_jax.training.state import TrainState, abstract_state, init_state, state
 from mim_jax.training.step import jit_train_step, make_train_step
 
 
-def assemble(config: Any) -> tuple[Recipe, Source]:
+def open_run(config: Any) -> tuple[Recipe, Source]:
     """The recipe and its training images. Raises ConfigError, DataError or Refused before any device is used."""
     if jax.process_count() > 1:
         raise ConfigError('Runs over several hosts are not supported yet; start one process.')
-    source = open_source(config.data, config.data.split)
+    source = open_training(config.data)
     check_devices(config, jax.device_count(), jax.process_count(), len(source))
-    recipe = build(config, len(source), source.num_classes)
+    return build(config, len(source), source.num_classes), source
+
+
+def assemble(config: Any) -> tuple[Recipe, Source]:
+    """The recipe and its training images, in memory where the config says so. Raises as `open_run`."""
+    recipe, source = open_run(config)
     return recipe, cache_source(source, config.data.cache, config.data.threads)
 
 
@@ -41,7 +48,16 @@ def make_loader(recipe: Recipe, source: Source) -> Loader:
     """This host's share of every global batch; each crop of the recipe has its own random stream."""
     config, data = recipe.config, recipe.config.data
     crop = Crop(
-        data.crop, config.image_size, data.interpolation, tuple(data.scale), tuple(data.ratio), data.padding, data.flip
+        *(
+            data.crop,
+            config.image_size,
+            data.interpolation,
+            tuple(data.scale),
+            tuple(data.ratio),
+            data.padding,
+            data.flip,
+        ),
+        parse_rand_augment(data.rand_augment, data.mean, data.interpolation) if data.rand_augment else None,
     )
     return Loader(
         source,
@@ -86,26 +102,36 @@ class Program:
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, (), {}, key)
 
 
-def make_schedule(config: Any) -> Callable[[Any], jax.Array]:
-    """optimizer step -> learning rate, of a recipe's config (the length of the run filled in)."""
+def make_schedule(config: Any) -> Callable[..., jax.Array]:
+    """(optimizer step, multiplier = 1) -> learning rate, of a recipe's config (the length of the run filled in).
+
+    A multiplier, such as a layer's, acts on the whole curve, or with optim.same_ends on the peak alone.
+    """
     optim, peak = config.optim, peak_lr(config)
-    return learning_rate(
-        optim.schedule,
-        peak,
-        optim.min_lr,
-        optim.warmup_epochs * config.steps_per_epoch,
-        config.steps,
-        optim.warmup_lr * peak / optim.base_lr,
-        tuple(epoch * config.steps_per_epoch for epoch in optim.step_epochs),
-        optim.step_factor,
-    )
+
+    def curve(peak: Any) -> Callable[[Any], jax.Array]:
+        return learning_rate(
+            optim.schedule,
+            peak,
+            optim.min_lr,
+            optim.warmup_epochs * config.steps_per_epoch,
+            config.steps,
+            optim.warmup_lr * peak_lr(config) / optim.base_lr,
+            tuple(epoch * config.steps_per_epoch for epoch in optim.step_epochs),
+            optim.step_factor,
+        )
+
+    def rate_at(step: Any, multiplier: Any = 1.0) -> jax.Array:
+        return curve(multiplier * peak)(step) if optim.same_ends else multiplier * curve(peak)(step)
+
+    return rate_at
 
 
 def make_program(recipe: Recipe, mesh: Mesh) -> Program:
     """Schedule, optimizer, shardings, teachers, step, all as the recipe's config says."""
     config, optim = recipe.config, recipe.config.optim
     rate_at = make_schedule(config)
-    optimizer = make_optimizer(optim, rate_at, recipe.decay)
+    optimizer = make_optimizer(optim, rate_at, recipe.decay, recipe.rate)
     abstract = abstract_state(recipe, optimizer, mesh)
     frozen = load_frozen(recipe)
     frozen = jax.device_put(frozen, shardings(frozen, mesh, whole=False))

@@ -1,4 +1,4 @@
-"""AdamW with decay masks, learning-rate schedules, global-norm clipping: optax parts, put together as the papers do."""
+"""AdamW and LARS with decay masks, schedules, global-norm clipping: optax parts, put together as the papers do."""
 
 from __future__ import annotations
 
@@ -78,20 +78,63 @@ def learning_rate(
 
 
 def make_optimizer(
-    optim: Any, rate_at: Callable[[Any], jax.Array], special: Mapping[str, bool] = {}
+    optim: Any,
+    rate_at: Callable[..., jax.Array],
+    special: Mapping[str, bool] = {},
+    multiplier: Callable[[str, tuple[int, ...]], Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Clip by global norm (if clip_norm > 0), then AdamW: p <- p - lr (m/(sqrt v + eps) + decay * p), as torch.optim.AdamW.
+    """Clip by global norm (if clip_norm > 0), then optim.name: AdamW as torch.optim.AdamW, or LARS as MoCo v3 defines it.
 
-    special: a recipe's `decay`, see decay_mask.
+    adamw: p <- p - lr (m / (sqrt v + eps) + decay * p). lars: g + decay * p, scaled by .001 |p| / |g| where p has two
+    dimensions or more, then m <- b1 m + g, then p <- p - lr m: the learning rate comes after the momentum, so that what is
+    in m keeps no memory of it (facebookresearch/mae util/lars.py; optax.lars has it before).
+    special: a recipe's `decay`, see decay_mask; multiplier: a recipe's `rate`. With one, rate_at takes it beside the step.
     """
 
     def decayed(params: Any) -> Any:
         return decay_mask(params, optim.decay_exclude, special)
 
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=decayed)
     clip = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
-    return optax.chain(
-        *clip,
-        optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
-        optax.add_decayed_weights(optim.weight_decay, mask=decayed),
-        optax.scale_by_learning_rate(rate_at),
-    )
+    direction = {
+        'adamw': [optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps), decay],
+        'lars': [decay, scale_by_trust(0.001), optax.trace(optim.b1)],
+    }[optim.name]
+    rate = scale_by_rates(rate_at, multiplier) if multiplier else optax.scale_by_learning_rate(rate_at)
+    return optax.chain(*clip, *direction, rate)
+
+
+def scale_by_trust(coefficient: float) -> optax.GradientTransformation:
+    """LARS: g <- coefficient |p| / |g| g, unless either is 0, for parameters of two dimensions or more.
+
+    Every layer of a stack ('/blocks/') has norms of its own.
+    """
+
+    def scale(keypath: Any, gradient: jax.Array, parameter: jax.Array) -> jax.Array:
+        own = int('/blocks/' in path_of(keypath))
+        if gradient.ndim - own < 2:
+            return gradient
+        axes = tuple(range(own, gradient.ndim))
+        sizes = [jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (parameter, gradient)]
+        trusted = (sizes[0] > 0) & (sizes[1] > 0)
+        return gradient * jnp.where(trusted, coefficient * sizes[0] / jnp.where(trusted, sizes[1], 1.0), 1.0)
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        return jax.tree_util.tree_map_with_path(scale, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_rates(
+    rate_at: Callable[..., jax.Array], multiplier: Callable[[str, tuple[int, ...]], Any]
+) -> optax.GradientTransformation:
+    """update <- -rate_at(step, multiplier(path, shape)) update: each parameter's own learning rate."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda keypath, u: -rate_at(state.count, multiplier(path_of(keypath), u.shape)) * u, updates
+        )
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)

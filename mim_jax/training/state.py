@@ -44,7 +44,8 @@ def abstract_state(recipe: Recipe, optimizer: optax.GradientTransformation, mesh
     """Shapes, dtypes and shardings of the state; nothing is allocated."""
     key = jax.random.key(recipe.config.seed)
     shapes = jax.eval_shape(lambda key: create_state(recipe, optimizer, key), key)
-    specs = shardings(shapes.replace(root_key=()), mesh).replace(root_key=replicated(mesh))
+    whole = 'encoder' in shapes.params  # a frozen one is not part of the state
+    specs = shardings(shapes.replace(root_key=()), mesh, whole=whole).replace(root_key=replicated(mesh))
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, specs)
 
 

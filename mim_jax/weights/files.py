@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -104,6 +105,12 @@ def find_file(path: Path) -> Path:
         hint = f' {path.parent} has: {", ".join(near)}.' if near else ''
         raise WeightsError(f'There is no file {path}.{hint}')
     return path
+
+
+def digest_file(path: Path) -> str:
+    """Its sha256."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def tell_kind(path: Path) -> str:

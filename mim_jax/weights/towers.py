@@ -8,7 +8,6 @@ CLS as it is. OpenCLIP and DINO's own code differ there (OpenCLIP anti-aliases, 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import zlib
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from flax import traverse_util
 from mim_jax.errors import Refused
 from mim_jax.models.towers import FEATURES, Tower
 from mim_jax.weights.describe import Described, describe, parameter_shapes
-from mim_jax.weights.files import DTYPES, WeightsError, find_file, tell_kind
+from mim_jax.weights.files import DTYPES, WeightsError, digest_file, find_file, tell_kind
 from mim_jax.weights.layout import to_ours
 from mim_jax.weights.resize import resize_positions
 from mim_jax.weights.tower_layouts import CLIP_MEAN, CLIP_STD, FAMILIES, POSITIONS
@@ -52,10 +51,7 @@ class Teacher:
     @functools.cached_property
     def sha256(self) -> str:
         """Of the whole file, read when first asked for; '' of the random one, which its seed determines."""
-        if self.path is None:
-            return ''
-        with self.path.open('rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
+        return '' if self.path is None else digest_file(self.path)
 
     def width_of(self, feature: str) -> int:
         """Channels of a feature. Refuses one that this tower does not have."""

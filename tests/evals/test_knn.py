@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from mim_jax.errors import DataError, UserError
 from mim_jax.evals.features import extract_features
-from mim_jax.evals.knn import knn_accuracy
+from mim_jax.evals.knn import (
+    NEIGHBOURS,
+    find_nearest,
+    find_nearest_on_mesh,
+    knn_accuracy,
+    knn_percents,
+    normalise_rows,
+    split_bank,
+    vote,
+)
+from mim_jax.parallel.mesh import make_mesh
 
 
 def make_clusters(count, seed, classes=7, width=12):
@@ -45,6 +56,95 @@ def test_scale_of_a_feature_vector_does_not_matter():
     assert knn_accuracy(train_x * scales, train_y, test_x * 3, test_y, 7) == knn_accuracy(
         train_x, train_y, test_x, test_y, 7
     )
+
+
+def mesh_of(count, fsdp=1):
+    return make_mesh(fsdp=fsdp, devices=jax.devices()[:count])
+
+
+@pytest.mark.parametrize(('count', 'fsdp'), [(1, 1), (8, 2)])
+def test_a_split_bank_agrees_with_sklearn_for_every_k(count, fsdp):
+    """301 rows in blocks of 16: padded blocks, and more neighbours than a block has rows."""
+    train, test = make_clusters(301, 1), make_clusters(101, 2)
+    values = knn_percents(*train, *test, num_classes=7, chunk=32, mesh=mesh_of(count, fsdp), block=16)
+    assert values == pytest.approx({k: sklearn_percent(train, test, k) for k in NEIGHBOURS})
+
+
+def nearest_rows(bank, queries, k, count, block):
+    """Similarities and row numbers; every row is its own class."""
+    mesh = mesh_of(count)
+    split = split_bank(bank, np.arange(len(bank)), mesh, block)
+    return jax.device_get(find_nearest_on_mesh(*split, normalise_rows(queries), k, mesh))
+
+
+def test_neighbours_are_the_same_to_the_bit_on_any_number_of_devices():
+    draw = np.random.default_rng(3)
+    bank, queries = draw.normal(size=(1003, 96)).astype(np.float32), draw.normal(size=(32, 96)).astype(np.float32)
+    similarities, rows = nearest_rows(bank, queries, 200, 1, 64)
+    assert all(len(set(row)) == 200 for row in rows.tolist())
+    for count in (2, 8):
+        again, found = nearest_rows(bank, queries, 200, count, 64)
+        np.testing.assert_array_equal(similarities.view(np.int32), again.view(np.int32))
+        np.testing.assert_array_equal(rows, found)
+
+
+@pytest.mark.parametrize(('count', 'block'), [(1, 5), (1, 64), (2, 16), (8, 5), (8, 64)])
+def test_equal_neighbours_are_taken_in_the_order_of_the_bank(count, block):
+    """Signs in 4 dimensions: 100 rows with 16 values in all, so that every similarity is an exact tie of many."""
+    bank = np.random.default_rng(0).choice(np.float32([-1, 1]), (100, 4))
+    exact = bank[:9] @ bank.T
+    expected = np.argsort(-exact, axis=1, kind='stable')[:, :30]
+    similarities, rows = nearest_rows(bank, bank[:9], 30, count, block)
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(similarities, np.take_along_axis(exact, expected, axis=1) / 4)
+
+
+def test_a_bank_smaller_than_the_devices():
+    train, test = make_clusters(5, 3), make_clusters(40, 4)
+    values = knn_percents(*train, *test, num_classes=7, mesh=mesh_of(8), block=2)
+    assert values == pytest.approx(dict.fromkeys(NEIGHBOURS, sklearn_percent(train, test, 5)))
+
+
+@pytest.mark.parametrize('count', [1, 8])
+def test_padding_is_never_a_neighbour(count):
+    """Opposite to every query, the 13 images have negative similarities: a row of zeros would be nearer."""
+    bank = np.ones((13, 4), np.float32)
+    similarities, rows = nearest_rows(bank, -bank[:2], 13, count, 8)
+    np.testing.assert_array_equal(similarities, np.full((2, 13), -1, np.float32))
+    assert rows.tolist() == 2 * [list(range(13))]
+
+
+def test_one_device_without_a_mesh_finds_the_same_neighbours():
+    train, test = make_clusters(300, 1), make_clusters(101, 2)
+    assert knn_accuracy(*train, *test, 7) == knn_accuracy(*train, *test, 7, mesh=mesh_of(8))
+
+
+def test_votes_by_hand():
+    """At temperature 1 the weights are e^0.9, e^0.8, e^0.1, e^0.1: class 2 has the nearest, class 1 the most votes."""
+    similarities, labels = jnp.array([[0.9, 0.8, 0.1, 0.1]]), jnp.array([[2, 1, 1, 0]])
+    assert vote(similarities, labels, 3, (4, 1, 2, 3), 1.0).ravel().tolist() == [1, 2, 2, 1]
+    assert vote(similarities[:, 2:], labels[:, 2:], 3, (2,), 1.0).item() == 0  # a tie: the first class
+
+
+def test_the_product_is_full_fp32():
+    lowered = find_nearest.lower(jnp.ones((4, 8)), jnp.zeros(4, jnp.int32), jnp.ones((2, 8)), 2).as_text()
+    assert 'HIGHEST' in lowered
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(value):
+    (train_x, train_y), (test_x, test_y) = make_clusters(30, 1), make_clusters(9, 2)
+    train_x[17, 3] = value
+    with pytest.raises(UserError, match='training image 17 are not finite'):
+        knn_accuracy(train_x, train_y, test_x, test_y, 7)
+
+
+@pytest.mark.parametrize('label', [-1, 7])
+def test_labels_that_are_no_class_are_refused(label):
+    (train_x, train_y), (test_x, test_y) = make_clusters(30, 1), make_clusters(9, 2)
+    test_y[4] = label
+    with pytest.raises(DataError, match=rf'Test image 4 has label {label}, .* 0 to 6'):
+        knn_accuracy(train_x, train_y, test_x, test_y, 7)
 
 
 def test_extract_features_keeps_order_and_drops_padding():

@@ -1,0 +1,36 @@
+"""Protocols that train no network: functions of a frozen encoder. Their keyword options are a section of the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mim_jax.evals.cached import cached_probe
+from mim_jax.evals.knn import NEIGHBOURS, knn_accuracy
+from mim_jax.evals.ridge import ridge_accuracy
+from mim_jax.evals.subject import Subject
+
+
+def knn(
+    subject: Subject,
+    *,
+    pool: str = 'cls',
+    norm: str = 'encoder',
+    layer: int = 0,
+    neighbours: tuple = NEIGHBOURS,
+    temperature: float = 0.07,
+) -> dict[str, float]:
+    """DINO's k-NN over the whole training split. pool, norm, layer: as linear_probe's; the others: see knn_accuracy."""
+    train, test = subject.open()
+    bank, queries = (subject.features(source, layer, pool, norm) for source in (train, test))
+    subject.report(f'Features of {len(bank[0]):,} training and {len(queries[0]):,} test images.')
+    return knn_accuracy(*bank, *queries, train.num_classes, neighbours, temperature, mesh=subject.mesh)
+
+
+def ridge(subject: Subject, *, pool: str = 'mean', norm: str = 'encoder', layer: int = 0) -> dict[str, float]:
+    """The quick probe of the training program, on the whole splits. It is not a linear probe by MAE's protocol."""
+    train, test = subject.open()
+    bank, queries = (subject.features(source, layer, pool, norm) for source in (train, test))
+    return ridge_accuracy(*bank, *queries, train.num_classes)
+
+
+DIRECT: dict[str, Callable[..., dict[str, float]]] = {'knn': knn, 'ridge': ridge, 'cached_probe': cached_probe}

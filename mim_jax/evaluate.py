@@ -1,0 +1,146 @@
+"""Test an encoder: `python -m mim_jax.evaluate --checkpoint RUN --config configs/eval/linear_probe.py[:variant,...]`.
+
+The encoder, the dataset and its statistics are the run's, everything else the protocol's config file's; any key can be set,
+as in training. Writes results.json into RUN/evals/<protocol>, or --workdir. A protocol that trains goes on where it left off.
+With --suite, all protocols of a suite file, and one table (see evals/suite.py). Exit status as mim_jax.train's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mim_jax.command import describe_machine, explain_shortages, parse_arguments, run_program
+from mim_jax.config import bind_method, check_config, load_config
+from mim_jax.errors import ConfigError
+from mim_jax.evals.inherit import inherit_run
+from mim_jax.evals.protocols import DIRECT
+from mim_jax.evals.subject import Subject
+from mim_jax.evals.suite import read_suite, run_suite
+from mim_jax.interop.origin import Origin, begin_from, read_origin
+from mim_jax.methods import METHODS, PROTOCOLS, build
+from mim_jax.parallel.mesh import make_mesh
+from mim_jax.train import read_summary, report, train
+from mim_jax.training.loggers import replace_file
+from mim_jax.training.workdir import Workdir
+
+RESULTS = 'results.json'
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Read, check, test. Returns the exit status; raises UserError for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog='python -m mim_jax.evaluate',
+        description='Test the encoder of a run.',
+        epilog='Any key of the config can be set: --config.optim.base_lr=1e-3 --config.data.dir=/data',
+    )
+    parser.add_argument('--checkpoint', required=True, type=Path, help="a run's folder: the --workdir of mim_jax.train")
+    parser.add_argument('--step', type=int, help='of the checkpoint; the newest without it')
+    parser.add_argument('--teacher', help='test this momentum teacher in place of the student')
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument('--config', help='configs/eval/knn.py, or configs/eval/finetune.py:cifar10')
+    wanted.add_argument('--suite', help='configs/eval/suite.py: several protocols, and one table')
+    parser.add_argument('--workdir', type=Path, help='folder of the results; without it one in RUN/evals')
+    options, overrides = parse_arguments(arguments, parser)
+    with explain_shortages():
+        origin = read_origin(options.checkpoint, options.step, options.teacher)
+        if options.config:
+            workdir = options.workdir or origin.folder / name_of(options.config, overrides)
+            return evaluate(origin, options.config, overrides, workdir)[0]
+        rows = read_suite(options.suite)
+        folder = options.workdir or origin.folder / Path(options.suite).stem
+
+        def run(spec: str, own: Sequence[str], workdir: Path) -> tuple[int, dict[str, Any]]:
+            return evaluate(origin, spec, [*own, *overrides], workdir)
+
+        return run_suite(rows, folder, run, report)
+
+
+def name_of(spec: str, overrides: Sequence[str]) -> str:
+    """The folder of a protocol's results: its config file, variants and overrides."""
+    path, _, variants = spec.partition(':')
+    changed = [override.removeprefix('--config.') for override in overrides if not is_place(override)]
+    parts = [Path(path).stem, *filter(None, variants.split(',')), *changed]
+    return '-'.join(part.replace('/', '_') for part in parts)
+
+
+def is_place(override: str) -> bool:
+    """Whether it says where things are or how they are computed, and so changes no result."""
+    free = ('data.dir', 'data.threads', 'data.workers', 'data.cache', 'mesh.', 'log.', 'checkpoint.', 'probe.')
+    return override.removeprefix('--config.').startswith(free)
+
+
+def read_protocol(origin: Origin, spec: str, overrides: Sequence[str]) -> tuple[Any, Any, str]:
+    """(config, the file's own, the protocol's name), checked as far as it can be without devices or data."""
+    known = {**METHODS, **DIRECT}
+    config, reference = load_config(spec, overrides, known)
+    name = config.papers[-1] if config.papers else ''
+    if len(config.papers) != 1 or name not in {**PROTOCOLS, **DIRECT}:
+        raise ConfigError(
+            f'{spec} tests nothing: its papers are {config.papers}, where one of {", ".join({**PROTOCOLS, **DIRECT})} should '
+            'stand. The files in configs/eval do.'
+        )
+    config = inherit_run(config.unlock(), origin.config, spec, overrides)
+    if name == 'linear_probe':
+        config.linear_probe.weights = str(origin.weights)
+    check_config(config, known)
+    return config.lock(), reference, name
+
+
+def evaluate(origin: Origin, spec: str, overrides: Sequence[str], path: Path) -> tuple[int, dict[str, Any]]:
+    """One protocol -> (exit status, what results.json says; {} when it was interrupted)."""
+    config, reference, name = read_protocol(origin, spec, overrides)
+    start = time.monotonic()
+    workdir = Workdir(path, config)
+    try:
+        if name in DIRECT:
+            status, metrics = 0, test_directly(origin, config, name)
+        else:
+            if name == 'finetune':
+                begin_from(origin, config, workdir)
+            status = train(config, reference, workdir)
+            metrics = {
+                key.removeprefix('test/'): value
+                for key, value in read_summary(workdir).get('metrics', {}).items()
+                if key.startswith('test/')
+            }
+        if status:
+            return status, {}
+        results = {
+            'protocol': name,
+            'config': shlex.join([spec, *overrides]),
+            'checkpoint': origin.describe(),
+            'seed': config.seed,
+            'dataset': f'{config.data.source}:{config.data.name or config.data.dir}',
+            'metrics': metrics,
+            'seconds': round(time.monotonic() - start, 1),
+            **describe_machine(),
+        }
+        replace_file(workdir.path / RESULTS, json.dumps(results, indent=2) + '\n')
+    finally:
+        workdir.close()
+    report('  '.join(f'{key} {value:.2f}' for key, value in metrics.items()))
+    report(f'Wrote {workdir.path / RESULTS}.')
+    return 0, results
+
+
+def test_directly(origin: Origin, config: Any, name: str) -> dict[str, float]:
+    """A protocol of a frozen encoder, at once."""
+    bare = config.copy_and_resolve_references().unlock()
+    bare.papers = ()
+    recipe = replace(build(bare.lock(), 1, 1), config=config)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    report(f'{name} of {origin.describe()["recipe"]} at step {origin.step}; {jax.device_count()} x {jax.devices()[0]}.')
+    return bind_method(config, name, DIRECT[name])(Subject(recipe, origin.weights, mesh, report))
+
+
+if __name__ == '__main__':
+    run_program(main)

@@ -1,0 +1,112 @@
+"""Where an evaluated encoder comes from: a run's folder, a step of it, and a file of the encoder alone beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mim_jax.errors import Refused, WorkdirError
+from mim_jax.interop.begin import save_first, wanted_arrays
+from mim_jax.interop.formats import POSITIONS
+from mim_jax.interop.resize import resize_relative_bias, square_relative_grid
+from mim_jax.interop.runs import choose_arrays, read_run_config
+from mim_jax.interop.transfer import TABLE
+from mim_jax.parallel.mesh import make_mesh
+from mim_jax.tokens import sincos_positions
+from mim_jax.training.assemble import make_program, open_run
+from mim_jax.training.checkpoint import read_arrays
+from mim_jax.training.workdir import CHECKPOINTS, Workdir
+from mim_jax.weights.encoders import save_encoder
+from mim_jax.weights.files import digest_file, read_weights
+from mim_jax.weights.layout import Arrays
+from mim_jax.weights.resize import resize_positions, square_grid
+
+FINAL_NORM = 'encoder/norm/'
+
+
+@dataclass(frozen=True)
+class Origin:
+    """folder: of results, in the run's; config: the run's; step: of the checkpoint; weights: the encoder's file."""
+
+    folder: Path
+    config: Any
+    step: int
+    teacher: str | None
+    weights: Path
+
+    @property
+    def recipe(self) -> str:
+        """'mae+mff'."""
+        return '+'.join((self.config.base, *self.config.papers))
+
+    def describe(self) -> dict[str, Any]:
+        """What results say of it."""
+        return {
+            'run': str(self.folder.parent),
+            'recipe': self.recipe,
+            'step': self.step,
+            'teacher': self.teacher,
+            'sha256': digest_file(self.weights),
+        }
+
+
+def read_origin(run: Path, step: int | None = None, teacher: str | None = None) -> Origin:
+    """The encoder of a run's newest checkpoint, or of `step`; of a momentum teacher where one is named.
+
+    Writes RUN/evals/encoder_step_<step>.safetensors, once. Raises WorkdirError, CheckpointError, Refused.
+    """
+    config = read_run_config(run)
+    saved, step, _ = read_arrays(str(run / CHECKPOINTS), step, ('params', 'teachers') if teacher else ('params',))
+    names = {path.split('/')[1] for path in saved if path.startswith('teachers/')}
+    if teacher and teacher not in names:
+        raise Refused(f'{run} has no momentum teacher {teacher!r}; it has {", ".join(sorted(names)) or "none"}.')
+    arrays, _ = choose_arrays(saved, 'teacher' if teacher else 'encoder', teacher)
+    if not arrays:
+        raise WorkdirError(f'{run} holds no encoder of its own; --checkpoint is the folder of a pre-training run.')
+    folder = run / 'evals'
+    file = folder / f'encoder_step_{step}{f"_{teacher}" if teacher else ""}.safetensors'
+    if not file.exists():
+        save_encoder(file, arrays, {'run': str(run), 'step': str(step), 'format': 'mim_jax'})
+    return Origin(folder, config, step, teacher, file)
+
+
+def begin_from(origin: Origin, config: Any, workdir: Workdir) -> None:
+    """The checkpoint of step 0 of a run of `config` with the origin's encoder; nothing where the run has begun.
+
+    Positions and tables of relative biases are resized to its grid. Fixed positions that are trained from here on start
+    from the table of the grid they were trained with. Raises WorkdirError when anything of the encoder has no place.
+    """
+    if workdir.checkpoints.is_dir() and any(workdir.checkpoints.iterdir()):
+        return
+    recipe, _ = open_run(config)
+    program = make_program(recipe, make_mesh(config.mesh.data, config.mesh.fsdp))
+    wanted = {path: leaf.shape for path, leaf in wanted_arrays(program, 'encoder').items()}
+    arrays = dict(read_weights(origin.weights).arrays)
+    if not any(path.startswith(FINAL_NORM) for path in wanted):  # a classifier with a norm of its own
+        arrays = {path: array for path, array in arrays.items() if not path.startswith(FINAL_NORM)}
+    if POSITIONS in wanted and POSITIONS not in arrays:
+        side = origin.config.image_size // origin.config.encoder.patch_size
+        arrays[POSITIONS] = sincos_positions(side, side, wanted[POSITIONS][-1])[None]
+    arrays = {path: fit_grid(path, array, wanted.get(path), recipe.grid) for path, array in arrays.items()}
+    wrong = [path for path in sorted(wanted.keys() | arrays.keys()) if wanted.get(path) != _shape(arrays, path)]
+    if wrong:
+        raise WorkdirError(f'The encoder of {origin.folder.parent} does not fit: {", ".join(wrong)}.')
+    save_first(program, arrays, workdir, str(origin.weights))
+
+
+def _shape(arrays: Arrays, path: str) -> tuple[int, ...] | None:
+    return arrays[path].shape if path in arrays else None
+
+
+def fit_grid(path: str, array: np.ndarray, shape: tuple[int, ...] | None, grid: tuple[int, int]) -> np.ndarray:
+    """A table of positions f[1,N,D] or of relative biases for `grid`; any other array, or one of `shape`, as it is."""
+    if shape in (None, array.shape):
+        return array
+    if path == POSITIONS and (source := square_grid(array.shape[1])):
+        return resize_positions(array[0], source, grid)[None]
+    if path == TABLE and (source := square_relative_grid(len(array))):
+        return resize_relative_bias(array, source, grid)
+    return array
