@@ -9,7 +9,7 @@ Command   python -m mim_jax.train --config configs/lut.py --workdir runs/lut --c
 Cost      156 GFLOP an image, 2.65 times MAE's (counted from the compiled step): two passes of the teacher over whole images and
           a second one of the student. 3.2e20 for the run: 810 TPU v4 chip-hours if 40 % of peak is reached (arithmetic).
           symmetric=False, the paper's form: 94 GFLOP, 1.60 times. Its 1.18 times, 0.46 s a step after 0.39, is less than the
-          FLOPs allow where a step is bound by them; and its 119 h for 400 epochs is 2.1 times its MAE's 223 h for 1600.
+          FLOPs allow where a step is bound by them; its 119 h for 400 epochs are, an epoch, 2.1 times its MAE's 223 h for 1600.
 Expected  paper, table 1: fine-tuning 84.2 (MAE there 83.7), ViT-S 82.0 (81.4), ViT-L 86.0 (85.6). Table 4, 400 epochs:
           fine-tuning 83.5, linear probe 67.9; MAE 82.8 / 61.5, with LUT's crop 82.5 / 64.2. On SimMIM, 100 epochs: 81.8 (81.6).
           Not run here.

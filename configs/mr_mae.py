@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from mim_jax.config import apply_variants, default_config
 
 ON_VIT = ('reconstruct', 'mimic', 'focused', 'fused', 'decoder', 'mimic_only')  # all rows of table 3 but the last
-VARIANTS = {
+VARIANTS = {  # a row sets what is the default too, where it is what the row stands for: so rows exclude one another
     'reconstruct': {'papers': (), 'mr_mae.focus': 'random', 'mr_mae.teachers': ()},  # MAE itself
     'mimic': {'mr_mae.focus': 'random', 'mr_mae.fusion': False},
     'focused': {'mr_mae.focus': 'topk', 'mr_mae.fusion': False},

@@ -1,7 +1,8 @@
-"""Test an encoder: `python -m mim_jax.evaluate --checkpoint RUN --config configs/eval/linear_probe.py[:variant,...]`.
+"""Test a run: `python -m mim_jax.evaluate --checkpoint RUN --config configs/eval/linear_probe.py[:variant,...]`.
 
 The encoder, the dataset and its statistics are the run's, everything else the protocol's config file's; any key can be set,
 as in training. Writes results.json into RUN/evals/<protocol>, or --workdir. A protocol that trains goes on where it left off.
+Protocols of a whole classifier (accuracy, ensemble, robustness, corruptions) test a fine-tuned or probed RUN as it is.
 With --suite, all protocols of a suite file, and one table (see evals/suite.py). Exit status as mim_jax.train's.
 """
 
@@ -20,12 +21,14 @@ import jax
 
 from mim_jax.command import describe_machine, explain_shortages, parse_arguments, run_program
 from mim_jax.config import bind_method, check_config, load_config
-from mim_jax.errors import ConfigError
-from mim_jax.evals.inherit import inherit_run
-from mim_jax.evals.protocols import DIRECT
+from mim_jax.errors import ConfigError, Refused
+from mim_jax.evals.inherit import inherit_classifier, inherit_run
+from mim_jax.evals.network import Task, read_network
+from mim_jax.evals.protocols import DIRECT, OF_CLASSIFIER, OF_ENCODER
 from mim_jax.evals.subject import Subject
 from mim_jax.evals.suite import read_suite, run_suite
 from mim_jax.interop.origin import Origin, begin_from, read_origin
+from mim_jax.interop.runs import read_run_config
 from mim_jax.methods import METHODS, PROTOCOLS, build
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.train import read_summary, report, train
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     """Read, check, test. Returns the exit status; raises UserError for what the user can mend."""
     parser = argparse.ArgumentParser(
         prog='python -m mim_jax.evaluate',
-        description='Test the encoder of a run.',
+        description='Test the encoder, or the classifier, of a run.',
         epilog='Any key of the config can be set: --config.optim.base_lr=1e-3 --config.data.dir=/data',
     )
     parser.add_argument('--checkpoint', required=True, type=Path, help="a run's folder: the --workdir of mim_jax.train")
@@ -58,8 +61,8 @@ def main(arguments: Sequence[str]) -> int:
         rows = read_suite(options.suite)
         folder = options.workdir or origin.folder / Path(options.suite).stem
 
-        def run(spec: str, own: Sequence[str], workdir: Path) -> tuple[int, dict[str, Any]]:
-            return evaluate(origin, spec, [*own, *overrides], workdir)
+        def run(spec: str, own: Sequence[str], workdir: Path, of: Path | None) -> tuple[int, dict[str, Any]]:
+            return evaluate(read_origin(of) if of else origin, spec, [*own, *overrides], workdir)
 
         return run_suite(rows, folder, run, report)
 
@@ -75,6 +78,7 @@ def name_of(spec: str, overrides: Sequence[str]) -> str:
 def is_place(override: str) -> bool:
     """Whether it says where things are or how they are computed, and so changes no result."""
     free = ('data.dir', 'data.threads', 'data.workers', 'data.cache', 'mesh.', 'log.', 'checkpoint.', 'probe.')
+    free = (*free, 'robustness.dir')
     return override.removeprefix('--config.').startswith(free)
 
 
@@ -89,6 +93,11 @@ def read_protocol(origin: Origin, spec: str, overrides: Sequence[str]) -> tuple[
             'stand. The files in configs/eval do.'
         )
     config = inherit_run(config.unlock(), origin.config, spec, overrides)
+    if name in OF_CLASSIFIER:
+        config = inherit_classifier(config, origin.config, overrides)
+        if origin.teacher:
+            instead = f', and set {name}.head={origin.teacher}' if 'head' in config[name] else ''
+            raise Refused(f'{name} tests a classifier, not an encoder: leave out --teacher{instead}.')
     if name == 'linear_probe':
         config.linear_probe.weights = str(origin.weights)
     check_config(config, known)
@@ -98,29 +107,29 @@ def read_protocol(origin: Origin, spec: str, overrides: Sequence[str]) -> tuple[
 def evaluate(origin: Origin, spec: str, overrides: Sequence[str], path: Path) -> tuple[int, dict[str, Any]]:
     """One protocol -> (exit status, what results.json says; {} when it was interrupted)."""
     config, reference, name = read_protocol(origin, spec, overrides)
-    start = time.monotonic()
+    checkpoint = origin.describe(encoder=name not in OF_CLASSIFIER)
+    start, notes = time.monotonic(), {}
     workdir = Workdir(path, config)
     try:
-        if name in DIRECT:
-            status, metrics = 0, test_directly(origin, config, name)
+        if name in OF_ENCODER:
+            status, metrics = 0, test_encoder(origin, config, name)
+        elif name in OF_CLASSIFIER:
+            status, (metrics, notes) = 0, test_classifier(origin, config, name, workdir)
         else:
             if name == 'finetune':
                 begin_from(origin, config, workdir)
             status = train(config, reference, workdir)
-            metrics = {
-                key.removeprefix('test/'): value
-                for key, value in read_summary(workdir).get('metrics', {}).items()
-                if key.startswith('test/')
-            }
+            metrics = read_test(workdir)
         if status:
             return status, {}
         results = {
             'protocol': name,
             'config': shlex.join([spec, *overrides]),
-            'checkpoint': origin.describe(),
+            'checkpoint': checkpoint,
             'seed': config.seed,
             'dataset': f'{config.data.source}:{config.data.name or config.data.dir}',
             'metrics': metrics,
+            **({'notes': notes} if notes else {}),
             'seconds': round(time.monotonic() - start, 1),
             **describe_machine(),
         }
@@ -132,14 +141,43 @@ def evaluate(origin: Origin, spec: str, overrides: Sequence[str], path: Path) ->
     return 0, results
 
 
-def test_directly(origin: Origin, config: Any, name: str) -> dict[str, float]:
+def read_test(workdir: Workdir) -> dict[str, float]:
+    """What a run counted at its end; of several classifiers, also the best, chosen on these very images."""
+    logged = read_summary(workdir).get('metrics', {})
+    found = {key.removeprefix('test/'): value for key, value in logged.items() if key.startswith('test/')}
+    several = [value for key, value in found.items() if key.endswith('/top1') and not key.startswith('average/')]
+    return found | ({'best/top1': max(several)} if several else {})
+
+
+def test_encoder(origin: Origin, config: Any, name: str) -> dict[str, float]:
     """A protocol of a frozen encoder, at once."""
     bare = config.copy_and_resolve_references().unlock()
     bare.papers = ()
     recipe = replace(build(bare.lock(), 1, 1), config=config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    report(f'{name} of {origin.describe()["recipe"]} at step {origin.step}; {jax.device_count()} x {jax.devices()[0]}.')
-    return bind_method(config, name, DIRECT[name])(Subject(recipe, origin.weights, mesh, report))
+    report(describe_test(origin, name))
+    return bind_method(config, name, OF_ENCODER[name])(Subject(recipe, origin.weights, mesh, report))
+
+
+def test_classifier(
+    origin: Origin, config: Any, name: str, workdir: Workdir
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """A protocol of a trained classifier, at once."""
+
+    def read_config(run: Path) -> Any:
+        theirs = read_run_config(run)
+        theirs.dtype = config.dtype
+        return theirs.lock()
+
+    task = Task(config, make_mesh(config.mesh.data, config.mesh.fsdp), workdir.path, report, read_config)
+    network = read_network(origin.run, read_config(origin.run), origin.step, task)
+    report(describe_test(origin, name))
+    return bind_method(config, name, OF_CLASSIFIER[name])(network)
+
+
+def describe_test(origin: Origin, name: str) -> str:
+    """What is about to be tested, and on what."""
+    return f'{name} of {origin.recipe} at step {origin.step}; {jax.device_count()} x {jax.devices()[0].device_kind}.'
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Write a run's weights for others: `python -m mim_jax.export --checkpoint WORKDIR --format timm --out encoder.safetensors`.
 
 Formats: timm (one file for timm.create_model), hf (a folder for transformers' from_pretrained), safetensors (our own names).
-Reads the file back, compares features on a real image, and prints the Python line that opens it.
+Reads the file back, compares features, or a classifier's logits, on a real image, and prints the Python line that opens it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mim_jax.config import to_json
 from mim_jax.errors import UserError, WorkdirError
 from mim_jax.interop.account import collapse, describe_parts
 from mim_jax.interop.blocks import unstack_blocks
-from mim_jax.interop.compare import compare_exported, describe_difference, encoder_features, load_images
+from mim_jax.interop.compare import compare_exported, describe_difference, load_images, network_outputs
 from mim_jax.interop.formats import Format, export_format
 from mim_jax.interop.hf import hf_config, hf_line, hf_preprocessor
-from mim_jax.interop.runs import choose_arrays, find_teacher, read_recipe
+from mim_jax.interop.runs import choose_arrays, find_teacher, read_run_config, saved_recipe
 from mim_jax.interop.timm import timm_line
 from mim_jax.interop.transfer import export_arrays, import_arrays
 from mim_jax.recipe import Recipe
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument('--format', required=True, choices=('timm', 'hf', 'safetensors'))
     parser.add_argument('--out', required=True, type=Path, help='file to write; for hf, a folder')
     parser.add_argument('--part', default='encoder', choices=('encoder', 'full', 'teacher'))
-    parser.add_argument('--teacher', help='which momentum teacher, where there are several')
+    parser.add_argument('--teacher', help='which momentum teacher, where there are several; also with --part full')
     parser.add_argument('--image', type=Path, help='image to compare features on; an embedded one without it')
     parser.add_argument('--force', action='store_true', help='replace what is at --out')
     options, unknown = parse_arguments(arguments, parser)
@@ -50,10 +50,13 @@ def main(arguments: Sequence[str]) -> int:
         )
     check_target(options.out, options.format == 'hf', options.force)
 
-    recipe = read_recipe(options.checkpoint)
-    parts = ('params', *{'full': ('batch_stats',), 'teacher': ('teachers',)}.get(options.part, ()))
+    config, with_teacher = read_run_config(options.checkpoint), options.part == 'teacher' or options.teacher
+    if options.teacher and options.part == 'encoder':
+        raise UserError(f'--teacher {options.teacher} has no effect on --part encoder; use --part teacher, or full.')
+    parts = ('params', *(['batch_stats'] if options.part == 'full' else []), *(['teachers'] if with_teacher else []))
     saved, step, _ = read_arrays(str(options.checkpoint / CHECKPOINTS), options.step, parts)
-    name = find_teacher(recipe, options.teacher) if options.part == 'teacher' else None
+    recipe = saved_recipe(config, saved)
+    name = find_teacher(recipe, options.teacher) if with_teacher else None
     arrays, notes = choose_arrays(saved, options.part, name)
     form = export_format(recipe, options.format, options.part, arrays)
     state, left_out = export_arrays(arrays, form, recipe)
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     for line in [*notes, *describe_left_out(saved, arrays, left_out, form)]:
         print(line)
     written = {path: array for path, array in arrays.items() if path not in left_out}
-    expected = encoder_features(recipe, arrays, images)
+    expected = network_outputs(recipe, arrays, images)
     print(f'{check(recipe, form, written, file, images, expected)}, on {shown}.')
     if options.format != 'safetensors':
         print(f'{compare_exported(recipe, options.format, options.out, images, expected)}.')
@@ -127,10 +130,10 @@ def write(options: argparse.Namespace, recipe: Recipe, state: Arrays, step: int)
 
 
 def check(recipe: Recipe, form: Format, written: Arrays, file: Path, images: np.ndarray, expected: np.ndarray) -> str:
-    """A line on the file, read back into our names: its arrays, and the encoder's features, beside the checkpoint's."""
+    """A line on the file, read back into our names: its arrays, and its features or logits, beside the checkpoint's."""
     back, _ = import_arrays(read_weights(file).arrays, form, recipe, written)
     worst = max(float(np.abs(back[path] - array).max()) for path, array in written.items())
-    found = encoder_features(recipe, back, images)
+    found = network_outputs(recipe, back, images)
     return f'Read back: arrays differ by {worst:.1e}, {describe_difference(found, expected)}'
 
 

@@ -1,7 +1,7 @@
 """Begin a run with weights from elsewhere: `python -m mim_jax.import_weights --config SPEC --weights FILE --workdir DIR`.
 
 Writes the checkpoint of step 0; `mim_jax.train` with the same config and workdir goes on from there, `mim_jax.export` writes
-it in another format. Says what became of every array, and compares features on a real image.
+it in another format. Says what became of every array, and compares features, or a classifier's logits, on a real image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from mim_jax.command import explain_shortages, parse_arguments, read_config, run
 from mim_jax.errors import WorkdirError
 from mim_jax.interop.account import Account
 from mim_jax.interop.begin import save_first, wanted_arrays
-from mim_jax.interop.compare import NOT_COMPARED, compare_imported, encoder_features, load_images
+from mim_jax.interop.classifier import CLASSIFIERS, count_classes_in
+from mim_jax.interop.compare import NOT_COMPARED, compare_imported, load_images
 from mim_jax.interop.formats import Format, formats_of, recognise
 from mim_jax.interop.hf import check_config_beside
 from mim_jax.interop.runs import build_recipe
@@ -53,9 +54,9 @@ def main(arguments: Sequence[str]) -> int:
         raise WorkdirError(f'{options.workdir} holds checkpoints already; choose another --workdir.')
 
     with explain_shortages():
-        recipe = build_recipe(config)
-        program = make_program(recipe, make_mesh(devices=jax.devices()[:1]))
         weights = read_weights(options.weights)
+        recipe = build_recipe(config, count_classes_in(weights.arrays))
+        program = make_program(recipe, make_mesh(devices=jax.devices()[:1]))
         like = wanted_arrays(program, options.part)
         form, state = recognise(weights.arrays, formats_of(recipe, like), options.layout)
         print(f'{weights.path}: {len(weights.arrays)} arrays, layout {form.name} ({form.layout.name}).')
@@ -64,6 +65,11 @@ def main(arguments: Sequence[str]) -> int:
         arrays, account = import_arrays(state, form, recipe, like, options.ignore, weights.half)
         for line in account.lines():
             print(line)
+        if any(path.startswith(CLASSIFIERS) for path in account.missing):
+            method = 'finetune' if 'finetune' in recipe.papers else recipe.papers[0]
+            print(
+                f'            Made for {recipe.config.classes} classes; set {method}.classes where the dataset has others.'
+            )
         print(compare(recipe, form, state, arrays, account, options.image))
         workdir = Workdir(options.workdir, config)
         try:
@@ -93,10 +99,10 @@ def compare(
     account: Account,
     image: Path | None,
 ) -> str:
-    """A line: features beside timm's or transformers' own with the file's arrays, else what a round trip changes."""
+    """A line: outputs beside timm's or transformers' own with the file's arrays, else what a round trip changes."""
     if not account.resized:
         images, name = load_images(recipe, image)
-        line = compare_imported(recipe, form, state, arrays, images, encoder_features(recipe, arrays, images))
+        line = compare_imported(recipe, form, state, arrays, images)
         if line is not None and not line.startswith(NOT_COMPARED):
             return f'On {name}, {line}.'
     back, _ = import_arrays(export_arrays(arrays, form, recipe)[0], form, recipe, arrays)

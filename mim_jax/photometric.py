@@ -3,8 +3,8 @@
 The released codes augment PIL images, so where torchvision's tensor versions and Pillow differ, this is Pillow: grayscale
 is .299 R + .587 G + .114 B, a blur is three box blurs. As there, values are clipped to [0,1] after every operation; unlike
 there, they are not rounded to 8 bits, nor is the hue, which Pillow keeps in 8 bits as well. On photographs one operation
-then differs by at most 1.3 levels of 255 (a blend), 2.9 (a blur) or 13 (a hue shift; 0.6 on average), a stack by at most 20
-(1.1 on average).
+then differs by at most 1.5 levels of 255 (a blend), 2.9 (a blur) or 12.6 (a hue shift; 0.8 on average), a stack by at most
+20 (1.1 on average).
 
 One image is f32[3,H,W] here, for with channels last a jitter takes more than twice as long on a CPU. Only the two stacks at
 the end, which a View names, take f32[B,H,W,3].

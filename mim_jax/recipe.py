@@ -93,7 +93,8 @@ class EMA:
 class Frozen:
     """A fixed teacher: an argument of the step, never part of the state.
 
-    load: () -> parameters of `encoder`; digest: () -> checksum of the file they come from, '' where there is none.
+    load: () -> parameters of `encoder`; digest: () -> checksum of the file they come from, '' where there is none; summary:
+    what it is, in a line to print before a run.
     """
 
     encoder: Encoder
@@ -101,6 +102,7 @@ class Frozen:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     digest: Callable[[], str] = str
+    summary: str = ''
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,10 @@ class Recipe:
 
     config: the resolved configuration (`steps`, `steps_per_epoch`, `classes` filled in); neck: readers Levels -> Tokens that
     are summed, then the encoder's final norm; watches: forward -> scalar or {name: scalar}, logged without gradient; decay:
-    {pattern over a parameter's whole path: whether weight decay acts}, which goes before optim.decay_exclude; labels: whether
-    forward.labels is read; mean, std: input statistics; predict: forward -> {name: logits f[B,K]}, of which a test counts the
-    right ones ('' names an only one); rate: (path, shape) -> what the learning rate of a parameter is multiplied by, a number
-    or an array that broadcasts to it.
+    {pattern over a parameter's whole path: whether weight decay acts}, which goes before optim.decay_exclude; reconstructs:
+    whether the base predicts what masked patches show; labels: whether forward.labels is read; mean, std: input statistics;
+    predict: forward -> {name: logits f[B,K]}, of which a test counts the right ones ('' names an only one); rate: (path,
+    shape) -> what the learning rate of a parameter is multiplied by, a number or an array that broadcasts to it.
     """
 
     config: Any
@@ -157,6 +159,7 @@ class Recipe:
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     charts: Mapping[str, Chart] = field(default_factory=dict)
     decay: Mapping[str, bool] = field(default_factory=dict)
+    reconstructs: bool = True
     labels: bool = False
     predict: Callable[[Forward], Mapping[str, Any]] | None = None
     rate: Callable[[str, tuple[int, ...]], Any] | None = None

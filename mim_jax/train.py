@@ -29,6 +29,7 @@ from mim_jax.data.sources import open_source
 from mim_jax.evals.accuracy import check_test
 from mim_jax.evals.watchers import check_pool, check_probes, draw_run_curves, make_watchers
 from mim_jax.parallel.mesh import make_mesh
+from mim_jax.recipe import Frozen
 from mim_jax.training.assemble import assemble, make_loader, make_program
 from mim_jax.training.loggers import write_summary
 from mim_jax.training.loop import Outcome, Session
@@ -124,6 +125,9 @@ def describe_run(config: Any, reference: Any, recipe: Any, source: Any, facts: d
         f'{recipe.name} on {source.description}; {recipe.config.steps} steps of '
         f'{config.batch_size} images, peak lr {peak_lr(config):.3g}; {devices["count"]} x {devices["kind"]}.'
     )
+    for name, teacher in recipe.teachers.items():
+        if isinstance(teacher, Frozen) and teacher.summary:
+            report(f'Teacher {name}: {teacher.summary}.')
 
 
 def progress(session: Session, steps: int) -> dict[str, Any]:

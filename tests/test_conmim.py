@@ -110,7 +110,7 @@ def test_settings_that_make_no_sense_are_refused(options, message):
         conmim(tiny_config(batch_size=IMAGES, accumulate=2), **{**SMALL, **options})
 
 
-@pytest.mark.parametrize('bn_images', [0, 4, 8, 64])
+@pytest.mark.parametrize('bn_images', [0, 1, 4, 8, 64])
 def test_statistics_over_a_divisor_or_all_of_the_images_are_not_refused(bn_images):
     recipe = tiny_conmim(bn_images, accumulate=2)
     assert recipe.objectives['contrast'].heads['projector'].group_images == bn_images

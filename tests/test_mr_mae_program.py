@@ -67,6 +67,11 @@ def test_a_run_is_bound_to_its_teachers_file_not_to_its_place(folder, tmp_path, 
     whole, half = tmp_path / 'whole', tmp_path / 'half'
     ended = call(capsys, line_of(whole, folder))
     assert (ended.status, ended.err) == (0, '')
+    (line,) = (line for line in ended.out.splitlines() if line.startswith('Teacher '))
+    assert line.startswith(
+        f'Teacher mimic_clip: clip teacher of {folder / "model.safetensors"}: width 64, depth 1, heads 1'
+    )
+    assert line.endswith('patch size 16, 4 x 4 patches, images of 64 x 64.')
     params, extra = read_params(str(whole / 'checkpoints'))
     assert extra['frozen'] == read_summary(whole)['frozen'] == {'mimic_clip': digest}
     assert not any('mimic_clip' in role for role in params)
@@ -90,5 +95,6 @@ def test_the_random_teacher_has_no_file(tmp_path, capsys):
     trial = {'mr_mae.teachers': 'random', 'steps': 2, 'optim.warmup_epochs': 0.0, 'pictures.every_epochs': 1}
     ended = call(capsys, line_of(tmp_path, '', **trial))
     assert (ended.status, ended.err) == (0, '')
+    assert 'Teacher mimic_random: random teacher of seed 0.\n' in ended.out
     assert read_summary(tmp_path)['frozen'] == {'mimic_random': ''}
     assert {path.name for path in (tmp_path / 'pictures').iterdir()} > {'curves.png'}

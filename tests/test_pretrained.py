@@ -91,6 +91,11 @@ def test_the_files_beside_are_followed(folders, tmp_path):
     teacher = open_teacher('dino', folder, 64, 16)
     assert (teacher.tower.heads, teacher.tower.activation, teacher.tower.epsilon) == (4, 'quick_gelu', 1e-12)
     assert (teacher.mean, teacher.std) == ((0.5,) * 3, (0.25,) * 3)
+    for normalise, statistics in ((True, (0.5, 0.25)), (False, (0, 1))):
+        values = {'image_mean': [0.5] * 3, 'image_std': [0.25] * 3, 'do_normalize': normalise}
+        (folder / 'preprocessor_config.json').write_text(json.dumps(values))
+        teacher = open_teacher('dino', folder, 64, 16)
+        assert (teacher.mean, teacher.std) == tuple((value,) * 3 for value in statistics)
     for name in ('config.json', 'preprocessor_config.json'):
         (folder / name).unlink()
     assert open_teacher('dino', folder, 64, 16).tower == plain.tower

@@ -36,7 +36,9 @@ def test_a_missing_file_names_what_to_put_where(kind, tmp_path):
     words = (f'There is no file {gone}', 'near.safetensors', *words)
     refuse(words, open_teacher, kind, gone, 224, 16, key='mr_mae.teacher_path')
     (tmp_path / 'empty').mkdir()
-    words = ('without model.safetensors', family.repositories[0])
+    words = ('without a file model.safetensors', family.repositories[0])
+    refuse(words, open_teacher, kind, tmp_path / 'empty', 224, 16)
+    (tmp_path / 'empty' / 'model.safetensors').mkdir()
     refuse(words, open_teacher, kind, tmp_path / 'empty', 224, 16)
 
 
@@ -86,6 +88,9 @@ def test_every_wrong_array_is_listed_at_once(folders, tmp_path):
             {'embeddings.patch_embeddings.projection.weight': np.zeros((128, 1, 16, 16))},
             ('(128, 1, 16, 16)', 'RGB'),
         ),
+        ('dino', {'encoder.layer.100.layernorm_before.weight': np.zeros(128)}, ('block 100', 'up to 100 blocks')),
+        ('dino', {'vit.layernorm.bias': np.zeros(128)}, ('layernorm.bias twice, also as vit.layernorm.bias',)),
+        ('clip', {'post_layernorm.bias': np.zeros(128)}, ('post_layernorm.bias twice, also as vision_model.post',)),
     ],
 )
 def test_towers_that_are_not_here(name, changes, words, folders, tmp_path):
@@ -108,15 +113,60 @@ def test_another_kind_than_asked_for(folders):
     refuse(("'eva'", 'clip, dino, dinov2, random'), open_teacher, 'eva', '', 64, 16, error=Refused)
 
 
+HEADS, EPSILON, ACTIVATION, MEAN, STD = (
+    'a whole number above 0',
+    'a number above 0',
+    'one of gelu, quick_gelu',
+    'three numbers',
+    'three numbers above 0',
+)
+
+
+@pytest.mark.parametrize(
+    ('name', 'key', 'value', 'wanted'),
+    [
+        *(('config', 'num_attention_heads', value, HEADS) for value in ('"1"', '1.0', '-1', '0', 'true', 'null')),
+        *(('config', 'layer_norm_eps', value, EPSILON) for value in ('-1', '0', '"1e-6"', 'NaN', '1e-400', '1' * 400)),
+        *(('config', 'hidden_act', value, ACTIVATION) for value in ('["gelu"]', '{}', '"relu"', 'null')),
+        *(('config', 'vision_config', value, 'an object') for value in ('null', '[]', '"clip"')),
+        *(('preprocessor_config', 'image_mean', value, MEAN) for value in ('[0.5, 0.5]', 'null', '0.5', '[0, 0, NaN]')),
+        *(('preprocessor_config', 'image_std', value, STD) for value in ('[0, 0, 0]', '[1, 1, -1]', '["1", 1, 1]')),
+        *(('preprocessor_config', 'do_normalize', value, 'true or false') for value in ('null', '0', '"false"')),
+    ],
+)
+def test_a_value_beside_the_weights_is_checked(name, key, value, wanted, folders, tmp_path):
+    """One sentence with the file, the key, the value and what it must be."""
+    folder = cases.write_changed(folders['dino'], tmp_path / 'one')
+    (folder / f'{name}.json').write_text(f'{{"{key}": {value}}}')
+    said = refuse((f'must be {wanted}.',), open_teacher, 'dino', folder, 64, 16)
+    assert said.startswith(f'{folder / name}.json: {key} is {"0.0" if value == "1e-400" else value}, and')
+
+
+@pytest.mark.parametrize('name', ['config.json', 'preprocessor_config.json'])
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        (b'{', ('not JSON', 'fetch it again')),
+        (b'{"hidden_act": "\xff"}', ('not JSON', 'utf-8')),
+        (b'[' * 100_000, ('not JSON',)),
+        (b'null', ('holds null', 'an object')),
+        (b'[1, 2]', ('holds [1, 2]', 'an object')),
+    ],
+)
+def test_a_file_beside_the_weights_holds_an_object(name, content, words, folders, tmp_path):
+    folder = cases.write_changed(folders['dino'], tmp_path / 'one')
+    (folder / name).write_bytes(content)
+    refuse((str(folder / name), *words), open_teacher, 'dino', folder, 64, 16)
+
+
 def test_configs_that_do_not_fit(folders, tmp_path):
     folder = cases.write_changed(folders['dino'], tmp_path / 'one')
-    for config, words in (
-        ('{"num_attention_heads": 3}', ('width of 128', 'num_attention_heads')),
-        ('{"hidden_act": "relu"}', ('relu', 'gelu, quick_gelu')),
-        ('{', ('config.json', 'not JSON')),
-    ):
-        (folder / 'config.json').write_text(config)
-        refuse((str(folder), *words), open_teacher, 'dino', folder, 64, 16)
+    (folder / 'config.json').write_text('{"num_attention_heads": 3}')
+    words = (f'{folder / "config.json"}: num_attention_heads is 3', 'does not divide a width of 128')
+    refuse(words, open_teacher, 'dino', folder, 64, 16)
+    arrays = read_weights(folders['dino']).arrays
+    words = ('The config: num_attention_heads is 1.0', HEADS)
+    refuse(words, from_state_dict, arrays, {'vision_config': {'num_attention_heads': 1.0}})
 
 
 def test_values_that_are_not_finite(folders, tmp_path):

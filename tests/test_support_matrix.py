@@ -92,6 +92,7 @@ def test_a_cell_trains_or_refuses(base, papers):
     sentence, plain = explain_refusal(base, papers), stack(base, ())
     rebuilds = any(objective.kind == 'reconstruct' for objective in plain.objectives.values())
     needed = {'mto': plain.mixed_places(), 'lut': rebuilds, 'mr_mae': rebuilds}
+    assert plain.reconstructs == rebuilds
     assert (sentence is not None) == any(not needed.get(paper, True) for paper in papers)
     if sentence is not None:
         with pytest.raises(Refused) as refused:

@@ -5,7 +5,7 @@ Command   python -m mim_jax.evaluate --checkpoint RUN --config configs/eval/fine
           MTO's tables: :mto_mae_b :mto_mae_l :mto_simmim :mto_bootmae :mto_conmim  the bases' own: :simmim :bootmae :conmim
           low-shot: :1pct :10pct (ImageNet's subsets)  :share_1 :share_10 (of any dataset)  :small (small data, CPU)
           from scratch, the control: python -m mim_jax.train --config configs/eval/finetune.py:scratch,... --workdir DIR
-          another dataset than the run's: :imagenet2012 :cifar10 :digits :folder
+          another dataset than the run's: :imagenet :cifar10 :digits :folder
 Expected  ImageNet, ViT-B: MAE 83.6 (four seeds 83.46 to 83.66), MFF 83.6, LUT 84.2, MR-MAE 85.8 on MCMAE. Not run here.
 """
 
@@ -15,7 +15,7 @@ from mim_jax.config import apply_variants, default_config
 
 
 def recipe(lr, decay, epochs, drop_path, batch=1024, warmup=5.0, scaling='linear/256', **more):
-    """One row of the papers' tables (design/evaluation 2)."""
+    """One row of the papers' tables."""
     return {
         **{'optim.base_lr': lr, 'finetune.layer_decay': decay, 'epochs': float(epochs), 'encoder.drop_path': drop_path},
         **{'batch_size': batch, 'optim.warmup_epochs': warmup, 'optim.lr_scaling': scaling, **more},
@@ -37,7 +37,9 @@ VARIANTS = {
     'mto_simmim': recipe(5e-3, 0.9, 100, 0.1, 2048, 10.0, 'none'),
     'mto_bootmae': recipe(5e-3, 0.75, 100, 0.1, 1024, 20.0, 'none'),
     'mto_conmim': recipe(4e-3, 0.65, 100, 0.1, 1024, 20.0, 'none'),
-    'simmim': recipe(1.25e-3, 0.65, 100, 0.1, 2048, 20.0, 'linear/512', **{'optim.same_ends': True}),
+    'simmim': recipe(
+        1.25e-3, 0.65, 100, 0.1, 2048, 20.0, 'linear/512', **{'optim.same_ends': True, 'optim.schedule': 'cosine_timm'}
+    ),
     'bootmae': recipe(5e-3, 0.6, 100, 0.1, 2048, 20.0, 'none', **{'finetune.average': 0.9998}),
     'conmim': recipe(4e-3, 0.65, 100, 0.1, 1024, 20.0, 'none'),
     '1pct': {'data.name': 'imagenet2012_subset/1pct'},
@@ -69,6 +71,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.data.rand_augment = 'rand-m9-mstd0.5-inc1'
     config.finetune = ConfigDict(
         {
+            'classes': 0,  # of the classifier; 0: as many as the dataset has
             'pool': 'mean',  # of the patch tokens, then a new norm; cls: after the encoder's own
             'head_deviation': 2e-5,  # of the classifier's initial weights
             'layer_decay': 0.65,  # of the learning rate, block by block from the classifier down; 1: off

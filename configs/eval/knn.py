@@ -1,7 +1,7 @@
 """k nearest neighbours of frozen features, by DINO's protocol (facebookresearch/dinov2 eval/knn.py).
 
 Command   python -m mim_jax.evaluate --checkpoint RUN --config configs/eval/knn.py
-          :pooled (the mean of the patch tokens)  another dataset than the run's: :imagenet2012 :cifar10 :digits :folder
+          :pooled (the mean of the patch tokens)  another dataset than the run's: :imagenet :cifar10 :digits :folder
 Expected  low for reconstruction of pixels (public: MAE ViT-B, 100 epochs, 11.2 on ImageNet): a trend. Not run here.
 """
 

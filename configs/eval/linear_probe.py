@@ -3,7 +3,7 @@
 Command   python -m mim_jax.evaluate --checkpoint RUN --config configs/eval/linear_probe.py
           other encoders: :simmim (block 8, mean, no norm)  :bootmae (block 9, mean)  :pooled (MCMAE, MAE's global pool)
           :short (50 epochs, ViT-L and H)  :sweep (seven learning rates in one pass)  :small (small data, CPU)
-          another dataset than the run's: :imagenet2012 :cifar10 :digits :folder
+          another dataset than the run's: :imagenet :cifar10 :digits :folder
 Expected  ViT-B, ImageNet: MAE 1600 epochs 68.0 (67.8 in PyTorch); MFF table 1, 800 epochs: MAE 65.6, MFF 67.0. Not run here.
 """
 

@@ -43,7 +43,8 @@ def default_config() -> ConfigDict:
     # Spared from decay: mae (1-D, so biases and norms), simmim (also positions, CLS), mmpretrain (biases, norms,
     # positions, CLS, mask token).
     optim.decay_exclude = 'mae'
-    # After the warm-up: cosine to min_lr, cosine_beit (BEiT's table: the warm-up ends one step earlier), step, constant.
+    # After the warm-up: cosine to min_lr, cosine_beit (BEiT's table: the warm-up ends one step
+    # earlier), cosine_timm (as if begun at step 0), step, constant.
     optim.schedule = 'cosine'
     optim.warmup_epochs = 40.0  # linear; 0: off
     optim.warmup_lr = 0.0  # where the warm-up starts, before lr_scaling
@@ -113,7 +114,7 @@ CHOICES = {
     'optim.name': ('adamw', 'lars'),
     'optim.lr_scaling': ('none', 'linear/256', 'linear/512', 'sqrt'),
     'optim.decay_exclude': ('mae', 'simmim', 'mmpretrain'),
-    'optim.schedule': ('cosine', 'cosine_beit', 'step', 'constant'),
+    'optim.schedule': ('cosine', 'cosine_beit', 'cosine_timm', 'step', 'constant'),
     'data.source': ('tfds', 'folder', 'npz', 'digits', 'synthetic'),
     'data.crop': ('rrc', 'rrc_once', 'src', 'center'),
     'data.interpolation': ('bicubic', 'bilinear'),

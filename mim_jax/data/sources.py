@@ -8,7 +8,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ml_collections
 import numpy as np
@@ -103,13 +103,13 @@ class ArraySource:
     def __init__(self, images, labels: np.ndarray | None, num_classes: int, rows: np.ndarray, name: str, digest: str):
         self.num_classes, self.description, self.fingerprint = num_classes, f'{name}: {len(rows):,} images', digest
         self._images, self._rows, self._name = images[rows], rows, name
-        self._labels = np.full(len(rows), -1) if labels is None else labels[rows]
+        self.labels = np.full(len(rows), -1) if labels is None else labels[rows]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self._images[index], int(self._labels[index]), f'{self._name}[{self._rows[index]}]')
+        return Example(self._images[index], int(self.labels[index]), f'{self._name}[{self._rows[index]}]')
 
 
 class SyntheticSource:
@@ -132,21 +132,21 @@ class SyntheticSource:
 
 
 class FolderSource:
-    """Image files of the split `name`, given relative to `root`."""
+    """Image files of the split `name`, given relative to `root`; labels [N] number `classes`, folders, -1 without."""
 
-    def __init__(self, root: Path, name: str, files: list[str], labels: np.ndarray, num_classes: int):
-        classes = f'in {num_classes} classes' if num_classes else 'without labels'
-        self.num_classes, self.description = num_classes, f'{root}: {len(files):,} images {classes}'
+    def __init__(self, root: Path, name: str, files: list[str], labels: np.ndarray, classes: list[str]):
+        known = f'in {len(classes)} classes' if classes else 'without labels'
+        self.num_classes, self.description = len(classes), f'{root}: {len(files):,} images {known}'
         self.fingerprint = _digest('folder', name, '\0'.join(files), labels)
-        self._root, self._files, self._labels = root, files, labels
+        self.root, self.files, self.labels, self.classes = root, files, labels, classes
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
-        path = self._root / self._files[index]
+        path = self.root / self.files[index]
         try:
-            return Example(path.read_bytes(), int(self._labels[index]), str(path))
+            return Example(path.read_bytes(), int(self.labels[index]), str(path))
         except OSError as error:
             raise BadImage(str(path), index, error.strerror or str(error)) from error
 
@@ -167,6 +167,10 @@ class TfdsSource:
         key = record.get('file_name', record.get('id', b''))
         name = key.decode('utf-8', 'replace') if isinstance(key, bytes) else str(key)
         return Example(record['image'], label, f'{self._name}[{index}] {name}'.rstrip())
+
+    def read_feature(self, index: int, feature: str) -> Any:
+        """What else the record of an image says, such as the list of its valid labels."""
+        return self._records[index][feature]
 
 
 def _open_tfds(name: str, directory: str, split: str) -> TfdsSource:
@@ -248,7 +252,7 @@ def _open_folder(root: Path, split: str) -> FolderSource:
         raise DataError(f"There is no split '{name}' in {root}; it has {', '.join(splits)}, also in slices.")
     rows = _slice_rows(split, {name: len(found)}, str(root))
     labels = np.array([found[r][1] for r in rows], np.int32)
-    return FolderSource(base, name, [found[r][0] for r in rows], labels, len(classes))
+    return FolderSource(base, name, [found[r][0] for r in rows], labels, classes)
 
 
 def _open_npz(path: Path, split: str) -> ArraySource:

@@ -56,7 +56,7 @@ def take_share(source: Source, share: float, seed: int) -> Source:
         raise ConfigError(f'data.share={share} must be more than 0 and at most 1 (all images).')
     if share == 1:
         return source
-    labels = _read_labels(source) if source.num_classes else np.array([-1])
+    labels = read_labels(source) if source.num_classes else np.array([-1])
     if labels.min() < 0:
         raise DataError(
             f'data.share={share} takes a share of every class, but {source.description} has images without a label; '
@@ -125,7 +125,7 @@ def _find_names(source: Source, wanted: list[str]) -> dict[str, list[int]]:
     if not wanted:
         return {}
     places = collections.defaultdict(list)
-    for row, name in enumerate(_read_names(source)):
+    for row, name in enumerate(read_names(source)):
         places[name.rsplit('/', 1)[-1]].append((row, f'/{name}'))
     return {
         line: [row for row, name in places[line.rsplit('/', 1)[-1]] if name.endswith(f'/{line.lstrip("/")}')]
@@ -133,23 +133,25 @@ def _find_names(source: Source, wanted: list[str]) -> dict[str, list[int]]:
     }
 
 
-def _read_names(source: Source) -> list[str]:
+def read_names(source: Source) -> list[str]:
+    """File names, with their folders where there are some, without reading a file where they are known."""
     if isinstance(source, FolderSource):
-        return [f'{source._root}/{file}' for file in source._files]
+        return [f'{source.root}/{file}' for file in source.files]
     # TFDS puts 'dataset/split[index] ' before the file's name.
-    return [re.sub(r'^[^ ]+\[\d+\] ', '', name) for name in _read_all(source, lambda example: example.name)]
+    return [re.sub(r'^[^ ]+\[\d+\] ', '', name) for name in read_rows(source, lambda row: source[row].name)]
 
 
-def _read_labels(source: Source) -> np.ndarray:
+def read_labels(source: Source) -> np.ndarray:
     """i64[n], without reading a file where labels are known."""
     if isinstance(source, ArraySource | FolderSource):
-        return np.asarray(source._labels, np.int64)
-    return np.array(_read_all(source, lambda example: example.label), np.int64)
+        return np.asarray(source.labels, np.int64)
+    return np.array(read_rows(source, lambda row: source[row].label), np.int64)
 
 
-def _read_all(source: Source, part: Callable[[Example], Any]) -> list[Any]:
+def read_rows(source: Source, read: Callable[[int], Any]) -> list[Any]:
+    """read(row) of every example, by several threads."""
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda row: part(source[row]), range(len(source))))
+        return list(pool.map(read, range(len(source))))
 
 
 def open_training(data: Any) -> Source:

@@ -25,9 +25,14 @@ from mim_jax.training.state import TrainState
 BATCH = 256
 
 
-def make_predict(recipe: Recipe) -> Callable[[TrainState, Any, jax.Array], dict[str, jax.Array]]:
-    """(state, frozen, images u8[B,S,S,3]) -> {name: logits f32[B,K]}: no augmentation, running statistics."""
-    views = {name: replace(view, photometric=None) for name, view in recipe.views.items()}
+def make_predict(
+    recipe: Recipe, photometric: Callable | None = None
+) -> Callable[[TrainState, Any, jax.Array], dict[str, jax.Array]]:
+    """(state, frozen, images u8[B,S,S,3]) -> {name: logits f32[B,K]}: no augmentation, running statistics.
+
+    photometric: takes the place of the views' own, where the images of a test are changed on the device.
+    """
+    views = {name: replace(view, photometric=photometric) for name, view in recipe.views.items()}
     plain = replace(recipe, views=views, labels=False)
 
     def predict(state: TrainState, frozen: Any, images: jax.Array) -> dict[str, jax.Array]:

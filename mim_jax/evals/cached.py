@@ -22,18 +22,26 @@ def cached_probe(
 ) -> dict[str, float]:
     """BatchNorm and a linear layer, trained as the linear probe is, on features of centre crops that are made once.
 
-    The optimizer, the schedule, the batch size and the epochs are the config's. rates: as linear_probe's, a classifier each.
-    Returns 'cached_probe', percent of the test images, or 'cached_probe/<number>' for several rates.
+    The optimizer, the schedule, the batch size and the epochs are the config's. rates: so many times optim.base_lr; the one
+    that is best on a random tenth of the training images is kept, the smallest of equals, and trained again on all of them.
+    Returns 'cached_probe', percent of the test images, and 'cached_probe_rate'.
     """
     train, test = subject.open()
     config = subject.recipe.config
     bank, queries = (subject.features(source, layer, pool, norm) for source in (train, test))
-    found = {}
-    for number, rate in enumerate(rates):
-        predicted = train_head(config, *bank, queries[0], train.num_classes, float(rate))
-        percent = float(100.0 * np.mean(predicted == queries[1]))
-        found['cached_probe' + (f'/{number:02d}' if len(rates) > 1 else '')] = percent
-    return found
+    rate = choose_rate(config, *bank, train.num_classes, rates) if len(rates) > 1 else float(rates[0])
+    predicted = train_head(config, *bank, queries[0], train.num_classes, rate)
+    return {'cached_probe': float(100.0 * np.mean(predicted == queries[1])), 'cached_probe_rate': rate}
+
+
+def choose_rate(config: Any, x: np.ndarray, y: np.ndarray, classes: int, rates: tuple) -> float:
+    """The best of `rates` on a tenth of the training features f32[n,D], i32[n]; the test images play no part."""
+    order = np.random.default_rng(config.seed).permutation(len(x))
+    held, fitted = order[: len(order) // 10], order[len(order) // 10 :]
+    scores = [
+        np.mean(train_head(config, x[fitted], y[fitted], x[held], classes, float(rate)) == y[held]) for rate in rates
+    ]
+    return float(rates[int(np.argmax(scores))])
 
 
 def train_head(

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from mim_jax.config.names import assign, flatten
 from mim_jax.config.variants import DATASETS
 from mim_jax.errors import ConfigError
 
 SIZES = ('patch_size', 'width', 'depth', 'heads')
 DATASET = ('source', 'name', 'dir', 'split', 'eval_split')
 ENCODER_ONLY = ('base', *(f'encoder.{name}' for name in SIZES))
+SETTLED = ('image_size', 'data.mean', 'data.std', 'data.interpolation')  # when a classifier was trained
 WITHOUT_POSITIONS = ('simmim', 'conmim')  # only relative ones, always trained
 
 
@@ -35,11 +37,27 @@ def inherit_run(config: ConfigDict, run: ConfigDict, spec: str, overrides: Seque
         config[run.base] = run[run.base]
     for name in SIZES:
         config.encoder[name] = run.encoder[name]
-    if run.base in WITHOUT_POSITIONS:
-        config.encoder.positions = 'fixed'
+    if 'finetune' not in config.papers or run.base in WITHOUT_POSITIONS:
+        config.encoder.positions = run.encoder.positions
     for name in ('mean', 'std', *(() if other_dataset else DATASET)):
         if f'data.{name}' not in given:
             config.data[name] = run.data[name]
     if 'image_size' not in given:
         config.image_size = run.image_size
+    return config
+
+
+def inherit_classifier(config: ConfigDict, run: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """After inherit_run, for a protocol of a whole classifier: what its training settled; changes and returns `config`.
+
+    dtype is the run's unless the command line says otherwise. Raises ConfigError when an override says something else.
+    """
+    given = {override.partition('=')[0].removeprefix('--config.') for override in overrides}
+    was, now = flatten(run), flatten(config)
+    for key in SETTLED:
+        if key in given and now[key] != was[key]:
+            raise ConfigError(f'{key} was {was[key]} when the classifier of --checkpoint was trained; leave it out.')
+        assign(config, key, was[key])
+    if 'dtype' not in given:
+        config.dtype = run.dtype
     return config

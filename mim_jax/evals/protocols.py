@@ -1,12 +1,18 @@
-"""Protocols that train no network: functions of a frozen encoder. Their keyword options are a section of the config."""
+"""Protocols that train no network: functions of a frozen encoder, or of a trained classifier.
+
+Their keyword options are a section of the config, as a method's are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from mim_jax.evals.cached import cached_probe
+from mim_jax.evals.classifiers import accuracy, corruptions, ensemble
 from mim_jax.evals.knn import NEIGHBOURS, knn_accuracy
 from mim_jax.evals.ridge import ridge_accuracy
+from mim_jax.evals.robust_protocol import robustness
 from mim_jax.evals.subject import Subject
 
 
@@ -33,4 +39,13 @@ def ridge(subject: Subject, *, pool: str = 'mean', norm: str = 'encoder', layer:
     return ridge_accuracy(*bank, *queries, train.num_classes)
 
 
-DIRECT: dict[str, Callable[..., dict[str, float]]] = {'knn': knn, 'ridge': ridge, 'cached_probe': cached_probe}
+# (Subject, **options) -> metrics
+OF_ENCODER: dict[str, Callable[..., dict[str, float]]] = {'knn': knn, 'ridge': ridge, 'cached_probe': cached_probe}
+# (Network, **options) -> metrics, and what results.json says beside them
+OF_CLASSIFIER: dict[str, Callable[..., tuple[dict[str, float], dict[str, Any]]]] = {
+    'accuracy': accuracy,
+    'ensemble': ensemble,
+    'robustness': robustness,
+    'corruptions': corruptions,
+}
+DIRECT: dict[str, Callable] = {**OF_ENCODER, **OF_CLASSIFIER}

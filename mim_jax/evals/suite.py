@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,9 @@ RESULTS, TABLE = 'results.json', 'results.md'
 class Row:
     """One line of the table, and how to get it.
 
-    config: 'configs/eval/finetune.py:cifar10'; overrides: '--config.key=value' each; metric: which of its results; grid: {key:
-    values}, of which all combinations are run, and the best, and mean and spread of all, are reported; seeds: each is a run;
-    paper: the published figure beside ours, and where from.
+    config: 'configs/eval/finetune.py:cifar10'; overrides: '--config.key=value' each; metric: which of its results; grid:
+    {key: values}, of which all combinations are run, and the best, and mean and spread of all, are reported; seeds: each is
+    a run; of: the row above whose runs are tested, seed by seed, in place of the encoder; paper: the published figure.
     """
 
     name: str
@@ -32,22 +33,28 @@ class Row:
     overrides: tuple[str, ...] = ()
     grid: Mapping[str, tuple] | None = None
     seeds: tuple[int, ...] = (0,)
+    of: str = ''
     paper: str = ''
 
-    def runs(self) -> list[tuple[str, tuple[str, ...]]]:
-        """(folder, overrides) of every run."""
+    def runs(self) -> list[tuple[str, tuple[str, ...], int]]:
+        """(folder, overrides, seed) of every run; the seeds of one point of the grid stand together."""
         points: list[tuple[str, ...]] = [()]
         for key, values in (self.grid or {}).items():
-            points = [(*point, f'--config.{key}={value}') for point in points for value in values]
-        folder = self.name.replace(' ', '_').replace('/', '_').replace('%', '')
+            points = [(*point, f'{key}={value}') for point in points for value in values]
         return [
             (
-                '-'.join([folder, *(part.removeprefix('--config.') for part in point), f'seed_{seed}']),
-                (*self.overrides, *point, f'--config.seed={seed}'),
+                self.folder(seed, *point),
+                (*self.overrides, *(f'--config.{part}' for part in point), f'--config.seed={seed}'),
+                seed,
             )
             for point in points
             for seed in self.seeds
         ]
+
+    def folder(self, seed: int, *point: str) -> str:
+        """'10_of_labels-seed_0'."""
+        name = re.sub(r'[^A-Za-z0-9.+-]+', '_', self.name).strip('_')
+        return '-'.join([name, *point, f'seed_{seed}'])
 
 
 def read_suite(path: str) -> tuple[Row, ...]:
@@ -60,58 +67,80 @@ def read_suite(path: str) -> tuple[Row, ...]:
     rows = getattr(module, 'SUITE', None)
     if not rows or not all(isinstance(row, Row) for row in rows):
         raise ConfigError(f'{path} must define SUITE, a sequence of mim_jax.evals.suite.Row.')
-    names = [row.name for row in rows]
-    if len(set(names)) < len(names):
-        raise ConfigError(f'{path} has two rows of one name; rename one: {", ".join(names)}.')
+    if len({row.folder(0) for row in rows}) < len(rows):
+        raise ConfigError(f'{path} has two rows of one name; rename one: {", ".join(row.name for row in rows)}.')
+    above: dict[str, Row] = {}
+    for row in rows:
+        tested = above.get(row.of)
+        if row.of and (tested is None or tested.grid or not {*row.seeds} <= {*tested.seeds}):
+            raise ConfigError(
+                f"{path}: '{row.name}' tests '{row.of}', which must stand above it, with its seeds and without a grid."
+            )
+        above[row.name] = row
     return tuple(rows)
 
 
 def run_suite(
     rows: Sequence[Row],
     folder: Path,
-    run: Callable[[str, Sequence[str], Path], tuple[int, dict[str, Any]]],
+    run: Callable[[str, Sequence[str], Path, Path | None], tuple[int, dict[str, Any]]],
     report: Callable[[str], None],
 ) -> int:
-    """Every row by run(config, overrides, workdir), then results.json and results.md in `folder`. Returns an exit status.
+    """Every row by run(config, overrides, workdir, run to test or None), then a table. Returns an exit status.
 
-    A row that this dataset or encoder does not allow (DataError, Refused) stands in the table with its reason. An
-    interrupted run ends the suite with its status, and the same command goes on there.
+    results.json and results.md in `folder` grow row by row. A row that this dataset or encoder does not allow (DataError,
+    Refused) stands in the table with its reason. An interrupted run ends the suite with its status, and the same command
+    goes on there.
     """
-    lines = []
+    lines: list[dict[str, Any]] = []
+    named = {row.name: row for row in rows}
     for row in rows:
-        values, reason = [], ''
-        for name, overrides in row.runs():
-            done = folder / name / RESULTS
-            report(f'{row.name}: {shlex.join([row.config, *overrides])}{", done before" if done.exists() else ""}')
+        found, reason = [], ''
+        for name, overrides, seed in row.runs():
+            tested = folder / named[row.of].folder(seed) if row.of else None
+            if tested and not (tested / RESULTS).exists():
+                reason = f'there is no run of {row.of}'
+                break
             try:
-                status, results = (
-                    (0, json.loads(done.read_text())) if done.exists() else run(row.config, overrides, folder / name)
-                )
+                status, results = do_once(row, overrides, folder / name, tested, run, report)
             except (DataError, Refused) as error:
                 reason = str(error)
-                report(f'{row.name} is left out: {reason}')
                 break
             if status:
                 return status
             if row.metric not in results['metrics']:
-                raise ConfigError(f'{row.name}: {row.config} has no {row.metric}, but {", ".join(results["metrics"])}.')
-            values.append(results['metrics'][row.metric])
-        lines.append(summarise(row, values, reason))
+                known = ', '.join(results['metrics'])
+                raise ConfigError(f"'{row.name}': {row.config} has no {row.metric}, but {known}.")
+            found.append(results['metrics'][row.metric])
+        if reason:
+            report(f'{row.name} is left out: {reason}')
+        lines.append(summarise(row, found, reason))
         write_table(folder, lines)
     report((folder / TABLE).read_text())
     report(f'Wrote {folder / RESULTS} and {folder / TABLE}.')
     return 0
 
 
-def summarise(row: Row, values: Sequence[float], reason: str) -> dict[str, Any]:
-    """One line of results.json: mean and sample deviation over seeds; of a grid, its best and the spread over all."""
+def do_once(
+    row: Row, overrides: Sequence[str], workdir: Path, tested: Path | None, run: Callable, report: Callable
+) -> tuple[int, dict[str, Any]]:
+    """(exit status, results) of one run, read where it was done before."""
+    done = workdir / RESULTS
+    report(f'{row.name}: {shlex.join([row.config, *overrides])}{", done before" if done.exists() else ""}')
+    if done.exists():
+        return 0, json.loads(done.read_text())
+    return run(row.config, overrides, workdir, tested)
+
+
+def summarise(row: Row, found: Sequence[float], reason: str) -> dict[str, Any]:
+    """One line of results.json: mean and sample deviation over all runs; of a grid, also its best point's mean."""
     line: dict[str, Any] = {'name': row.name, 'config': row.config, 'metric': row.metric, 'paper': row.paper}
     if reason:
         return {**line, 'left_out': reason}
-    line |= {'values': list(values), 'mean': mean(values), 'deviation': stdev(values) if len(values) > 1 else None}
-    if row.grid:  # one value for each point, the mean of its seeds
+    line |= {'values': list(found), 'mean': mean(found), 'deviation': stdev(found) if len(found) > 1 else None}
+    if row.grid:
         count = len(row.seeds)
-        line['best'] = max(mean(values[i : i + count]) for i in range(0, len(values), count))
+        line['best'] = max(mean(found[i : i + count]) for i in range(0, len(found), count))
     return line
 
 
@@ -122,10 +151,10 @@ def write_table(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     table = ['| protocol | metric | result | runs | paper |', '|---|---|---|---|---|']
     for line in lines:
         if 'left_out' in line:
-            table.append(f'| {line["name"]} | {line["metric"]} | not run: {line["left_out"]} | 0 | {line["paper"]} |')
-            continue
-        result = f'{line["mean"]:.2f}'
-        result += '' if line['deviation'] is None else f' ± {line["deviation"]:.2f}'
-        result += f', best {line["best"]:.2f}' if 'best' in line else ''
-        table.append(f'| {line["name"]} | {line["metric"]} | {result} | {len(line["values"])} | {line["paper"]} |')
+            result, runs = f'not run: {line["left_out"]}', 0
+        else:
+            result, runs = f'{line["mean"]:.2f}', len(line['values'])
+            result += '' if line['deviation'] is None else f' ± {line["deviation"]:.2f}'
+            result += f', best {line["best"]:.2f}' if 'best' in line else ''
+        table.append(f'| {line["name"]} | {line["metric"]} | {result} | {runs} | {line["paper"]} |')
     replace_file(folder / TABLE, '\n'.join(table) + '\n')

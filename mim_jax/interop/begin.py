@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ from mim_jax.networks import prune_tree
 from mim_jax.parallel.rules import flatten_with_paths
 from mim_jax.training.assemble import Program
 from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.loggers import replace_file
 from mim_jax.training.state import to_tree
-from mim_jax.training.workdir import Workdir
+from mim_jax.training.workdir import IMPORTED, Workdir
 from mim_jax.weights.layout import Arrays
 
 
@@ -25,7 +27,11 @@ def wanted_arrays(program: Program, part: str) -> dict[str, jax.ShapeDtypeStruct
 
 
 def save_first(program: Program, arrays: Arrays, workdir: Workdir, origin: str) -> None:
-    """The checkpoint of step 0 with these arrays in it. Teachers become copies of the student. origin: where from."""
+    """The checkpoint of step 0 with these arrays in it. Teachers become copies of the student. origin: where from.
+
+    imported.json, which is there before the checkpoint, keeps the run from ever beginning with random weights instead.
+    """
+    replace_file(workdir.path / IMPORTED, json.dumps({'weights': origin}) + '\n')
     state = program.init()
     params, batch_stats = (replace_leaves(tree, arrays) for tree in (state.params, state.batch_stats))
     teachers = {

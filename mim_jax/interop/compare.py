@@ -1,4 +1,4 @@
-"""Did the weights arrive? Features of the encoder on real images, ours twice, or ours beside another library's."""
+"""Did the weights arrive? Features or logits on real images, ours twice, or ours beside another library's."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import traverse_util
 
 from mim_jax.data.augment import Crop
 from mim_jax.data.images import decode
 from mim_jax.data.sources import open_source
 from mim_jax.errors import DataError
-from mim_jax.interop.formats import Format, library_formats
+from mim_jax.interop.classifier import class_logits, ends_without_norm, find_classifier, nest_under
+from mim_jax.interop.formats import Format, find_timm_format
 from mim_jax.interop.hf import hf_config, hf_features
 from mim_jax.interop.mae import VITMAES
-from mim_jax.interop.timm import timm_features
+from mim_jax.interop.timm import timm_outputs
 from mim_jax.interop.transfer import MASK_TOKEN, export_arrays
+from mim_jax.methods.linear_probe import frozen_encoder
 from mim_jax.recipe import Recipe
 from mim_jax.weights.files import write_safetensors
 from mim_jax.weights.layout import Arrays
@@ -47,17 +48,26 @@ def load_images(recipe: Recipe, path: Path | None = None) -> tuple[np.ndarray, s
     return ((pixels - np.asarray(recipe.mean)) / np.asarray(recipe.std)).astype(np.float32), name
 
 
+def network_outputs(recipe: Recipe, arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Logits f32[B,K] where the arrays hold a classifier on the last block, else `encoder_features`."""
+    part = find_classifier(recipe)
+    if part and any(path.startswith(f'{part.linear}/') for path in arrays):
+        return class_logits(recipe, part, arrays, images)
+    return encoder_features(recipe, arrays, images)
+
+
 def encoder_features(recipe: Recipe, arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
-    """f32[B,C+N,D]: whole images f32[B,S,S,3] through encoder and final norm, from unstacked {path: array}, in fp32."""
-    encoder = recipe.encoder.clone(scan=False, remat='none', dtype=jnp.float32)
-    if encoder.mask_tokens:  # nothing is masked here, and the token may not have come along
-        encoder = encoder.clone(mask_tokens=False)
-    own = {path.removeprefix('encoder/'): a for path, a in arrays.items() if path.startswith('encoder/')}
-    params = traverse_util.unflatten_dict(own, sep='/')
+    """f32[B,C+N,D]: whole images f32[B,S,S,3] through encoder and final norm, from unstacked {path: array}, in fp32.
+
+    Without the norm where the arrays have none. A mask token may be missing: nothing is masked.
+    """
+    encoder = frozen_encoder(recipe).clone(dtype=jnp.float32)
+    params = nest_under(arrays, 'encoder/')
 
     def run(params: Any, images: jax.Array) -> jax.Array:
         def encode(module: Any, x: jax.Array) -> jax.Array:
-            return module.finish(module.levels(x, None).last).joined()
+            last = module.levels(x, None).last
+            return (module.finish(last) if 'norm' in params else last).joined()
 
         return encoder.apply({'params': params}, images, method=encode)
 
@@ -66,12 +76,13 @@ def encoder_features(recipe: Recipe, arrays: Mapping[str, np.ndarray], images: n
 
 
 def describe_difference(found: np.ndarray, expected: np.ndarray) -> str:
-    """'features differ by at most 1.2e-06 (largest 3.4)'."""
-    return f'features differ by at most {np.abs(found - expected).max():.1e} (largest {np.abs(expected).max():.2g})'
+    """'features differ by at most 1.2e-06 (largest 3.4)'; 'logits' for f[B,K]."""
+    what = 'features' if expected.ndim == 3 else 'logits'
+    return f'{what} differ by at most {np.abs(found - expected).max():.1e} (largest {np.abs(expected).max():.2g})'
 
 
 def library_difference(run: Callable[[], tuple[str, np.ndarray]], expected: np.ndarray, library: str) -> str:
-    """A line on the library's own features; or that it cannot be imported here, and why."""
+    """A line on the library's own outputs; or that it cannot be imported here, and why."""
     try:
         version, found = run()
     except ImportError as error:
@@ -81,7 +92,7 @@ def library_difference(run: Callable[[], tuple[str, np.ndarray]], expected: np.n
 
 def compare_exported(recipe: Recipe, library: str, path: Path, images: np.ndarray, expected: np.ndarray) -> str:
     """An exported file or folder, opened by the library it is for."""
-    run = {'timm': lambda: timm_features(recipe, path, images), 'hf': lambda: hf_features(path, images)}[library]
+    run = {'timm': lambda: timm_outputs(recipe, path, images), 'hf': lambda: hf_features(path, images)}[library]
     return library_difference(run, expected, library)
 
 
@@ -91,18 +102,24 @@ def compare_imported(
     state: Mapping[str, np.ndarray],
     arrays: Arrays,
     images: np.ndarray,
-    expected: np.ndarray,
 ) -> str | None:
-    """A file's own arrays, given to transformers or timm where that has this encoder under these names; None elsewhere.
+    """A file's own arrays, given to transformers or timm where that has this network under these names; None elsewhere.
 
     Many released encoders are timm's, but for an 'encoder.' before their names.
     """
     library = 'hf' if form.name == 'hf' else 'timm'
-    target = form if library == 'hf' else next((f for f in library_formats(recipe) if f.name == library), None)
+    if library == 'hf' and (ends_without_norm(recipe) or (form.layout in VITMAES and not recipe.decoders)):
+        return None
+    target = form if library == 'hf' else find_timm_format(recipe, arrays)
     if target is None:
         return None
     own = {path: array for path, array in arrays.items() if path != MASK_TOKEN}
-    taken = {path: array for path, array in own.items() if library == 'hf' or path.startswith('encoder/')}
+    taken = {
+        path: array
+        for path, array in own.items()
+        if library == 'hf' or path.startswith('encoder/') or target.layout.covers(path)
+    }
+    expected = network_outputs(recipe, taken, images)
     named = {name.removeprefix('encoder.'): array for name, array in state.items()} if library == 'timm' else state
     needed = export_arrays(taken, target, recipe)[0].keys()
     if not needed <= named.keys():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mim_jax.errors import Refused
 from mim_jax.interop.bootmae import BOOTMAE
+from mim_jax.interop.classifier import FINETUNED, class_layout, ends_without_norm, find_classifier
 from mim_jax.interop.conmim import CONMIM
 from mim_jax.interop.hf import BEIT, BEIT_HUB, VIT, VIT_HUB
 from mim_jax.interop.lut import LUT
@@ -83,6 +84,24 @@ def library_formats(recipe: Recipe) -> tuple[Format, ...]:
     return BEITS if recipe.encoder.relative_bias else VITS
 
 
+def classifier_formats(recipe: Recipe) -> tuple[Format, ...]:
+    """Of an encoder with its classifier: timm's model; for MCMAE, which timm has not, its authors'."""
+    part = find_classifier(recipe)
+    plain = [form for form in library_formats(recipe) if form.name == 'timm']
+    plain = plain or [form for form in RELEASED.get(recipe.papers[0], ()) if form.layout is CONVMAE]
+    return tuple(replace(form, layout=class_layout(form.layout, part)) for form in plain if part)
+
+
+def find_timm_format(recipe: Recipe, paths: Iterable[str]) -> Format | None:
+    """timm's model that holds these arrays: with a classifier where they have one; None where it has none."""
+    part, paths = find_classifier(recipe), list(paths)
+    if part and f'{part.linear}/kernel' in paths:
+        found = classifier_formats(recipe)
+    else:
+        found = () if ends_without_norm(recipe) else library_formats(recipe)
+    return next((form for form in found if form.name == 'timm'), None)
+
+
 def released_formats(recipe: Recipe) -> tuple[Format, ...]:
     """Those of its base, which lack what papers added, and before them the papers' own; the first is its authors'."""
     own = {'lut': LUT_OF_MAE, 'mff': MFF_OF_MAE} if recipe.papers[0] in ('mae', 'pixmim') else {}
@@ -91,7 +110,8 @@ def released_formats(recipe: Recipe) -> tuple[Format, ...]:
 
 def formats_of(recipe: Recipe, paths: Iterable[str]) -> tuple[Format, ...]:
     """Every format in which weights of this recipe, whose arrays are at `paths`, can be read."""
-    return (own_format(paths), *released_formats(recipe), *library_formats(recipe))
+    finetuned = classifier_formats(recipe) if FINETUNED in recipe.roles() else ()
+    return (own_format(paths), *finetuned, *released_formats(recipe), *library_formats(recipe))
 
 
 def export_format(recipe: Recipe, name: str, part: str, paths: Iterable[str]) -> Format:
@@ -104,13 +124,20 @@ def export_format(recipe: Recipe, name: str, part: str, paths: Iterable[str]) ->
         raise Refused(
             f'The encoder of {recipe.papers[0]} has no model in {library} that computes the same; use --format safetensors.'
         )
+    if part != 'full' and ends_without_norm(recipe):
+        raise Refused(
+            f"The encoder of {recipe.name} has no final norm, whose place the classifier's takes: write both with --format "
+            'timm --part full, or the encoder alone with --format safetensors.'
+        )
     if part != 'full':
         return found[0]
-    whole = [form for form in released_formats(recipe) if form.name == name]
+    finetuned = FINETUNED in recipe.roles()
+    whole = [form for form in (classifier_formats if finetuned else released_formats)(recipe) if form.name == name]
     if not whole:
+        other = '--format timm' if finetuned else '--part encoder'
         raise Refused(
-            f'{library} has no model with the whole of {recipe.papers[0]} that is known here; use --part encoder, or '
-            '--format safetensors.'
+            f'{library} has no model with the whole of {recipe.name if finetuned else recipe.papers[0]} that is known here; '
+            f'use {other}, or --format safetensors.'
         )
     if others := [f'neck/{key}' for key, reader in recipe.neck.items() if not isinstance(reader, Last)]:
         raise Refused(

@@ -1,8 +1,10 @@
-"""Where an evaluated encoder comes from: a run's folder, a step of it, and a file of the encoder alone beside it."""
+"""What is evaluated: a run's folder and a step of it; for what reads the encoder alone, a file of that beside it."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from mim_jax.interop.transfer import TABLE
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.tokens import sincos_positions
 from mim_jax.training.assemble import make_program, open_run
-from mim_jax.training.checkpoint import read_arrays
+from mim_jax.training.checkpoint import Checkpoints, find_step, read_arrays
 from mim_jax.training.workdir import CHECKPOINTS, Workdir
 from mim_jax.weights.encoders import save_encoder
 from mim_jax.weights.files import digest_file, read_weights
@@ -29,48 +31,56 @@ FINAL_NORM = 'encoder/norm/'
 
 @dataclass(frozen=True)
 class Origin:
-    """folder: of results, in the run's; config: the run's; step: of the checkpoint; weights: the encoder's file."""
+    """run: its folder; config: the run's; step: of the checkpoint; teacher: in place of the student."""
 
-    folder: Path
+    run: Path
     config: Any
     step: int
     teacher: str | None
-    weights: Path
+
+    @property
+    def folder(self) -> Path:
+        """Of results, and of the encoder's file."""
+        return self.run / 'evals'
 
     @property
     def recipe(self) -> str:
         """'mae+mff'."""
         return '+'.join((self.config.base, *self.config.papers))
 
-    def describe(self) -> dict[str, Any]:
-        """What results say of it."""
-        return {
-            'run': str(self.folder.parent),
-            'recipe': self.recipe,
-            'step': self.step,
-            'teacher': self.teacher,
-            'sha256': digest_file(self.weights),
-        }
+    @cached_property
+    def weights(self) -> Path:
+        """The encoder's file, RUN/evals/encoder_step_<step>.safetensors, written once.
+
+        Raises WorkdirError, CheckpointError, Refused.
+        """
+        file = self.folder / f'encoder_step_{self.step}{f"_{self.teacher}" if self.teacher else ""}.safetensors'
+        if not file.exists():
+            about = {'run': str(self.run), 'step': str(self.step), 'format': 'mim_jax'}
+            save_encoder(file, self._read_encoder(), about)
+        return file
+
+    def _read_encoder(self) -> Arrays:
+        run, teacher = self.run, self.teacher
+        parts = ('params', 'teachers') if teacher else ('params',)
+        saved, _, _ = read_arrays(str(run / CHECKPOINTS), self.step, parts)
+        names = {path.split('/')[1] for path in saved if path.startswith('teachers/')}
+        if teacher and teacher not in names:
+            raise Refused(f'{run} has no momentum teacher {teacher!r}; it has {", ".join(sorted(names)) or "none"}.')
+        arrays, _ = choose_arrays(saved, 'teacher' if teacher else 'encoder', teacher)
+        if not arrays:
+            raise WorkdirError(f'{run} holds no encoder of its own; --checkpoint is the folder of a pre-training run.')
+        return arrays
+
+    def describe(self, encoder: bool = True) -> dict[str, Any]:
+        """What results say of it; with the checksum of the encoder's file where the encoder is all that is read."""
+        about = {'run': str(self.run), 'recipe': self.recipe, 'step': self.step, 'teacher': self.teacher}
+        return about | ({'sha256': digest_file(self.weights)} if encoder else {})
 
 
 def read_origin(run: Path, step: int | None = None, teacher: str | None = None) -> Origin:
-    """The encoder of a run's newest checkpoint, or of `step`; of a momentum teacher where one is named.
-
-    Writes RUN/evals/encoder_step_<step>.safetensors, once. Raises WorkdirError, CheckpointError, Refused.
-    """
-    config = read_run_config(run)
-    saved, step, _ = read_arrays(str(run / CHECKPOINTS), step, ('params', 'teachers') if teacher else ('params',))
-    names = {path.split('/')[1] for path in saved if path.startswith('teachers/')}
-    if teacher and teacher not in names:
-        raise Refused(f'{run} has no momentum teacher {teacher!r}; it has {", ".join(sorted(names)) or "none"}.')
-    arrays, _ = choose_arrays(saved, 'teacher' if teacher else 'encoder', teacher)
-    if not arrays:
-        raise WorkdirError(f'{run} holds no encoder of its own; --checkpoint is the folder of a pre-training run.')
-    folder = run / 'evals'
-    file = folder / f'encoder_step_{step}{f"_{teacher}" if teacher else ""}.safetensors'
-    if not file.exists():
-        save_encoder(file, arrays, {'run': str(run), 'step': str(step), 'format': 'mim_jax'})
-    return Origin(folder, config, step, teacher, file)
+    """A run's newest checkpoint, or that of `step`. Raises WorkdirError, CheckpointError."""
+    return Origin(run, read_run_config(run), find_step(str(run / CHECKPOINTS), step), teacher)
 
 
 def begin_from(origin: Origin, config: Any, workdir: Workdir) -> None:
@@ -79,8 +89,9 @@ def begin_from(origin: Origin, config: Any, workdir: Workdir) -> None:
     Positions and tables of relative biases are resized to its grid. Fixed positions that are trained from here on start
     from the table of the grid they were trained with. Raises WorkdirError when anything of the encoder has no place.
     """
-    if workdir.checkpoints.is_dir() and any(workdir.checkpoints.iterdir()):
-        return
+    with contextlib.closing(Checkpoints(str(workdir.checkpoints))) as begun:  # removes what a killed save has left
+        if begun.steps():
+            return
     recipe, _ = open_run(config)
     program = make_program(recipe, make_mesh(config.mesh.data, config.mesh.fsdp))
     wanted = {path: leaf.shape for path, leaf in wanted_arrays(program, 'encoder').items()}
@@ -93,7 +104,7 @@ def begin_from(origin: Origin, config: Any, workdir: Workdir) -> None:
     arrays = {path: fit_grid(path, array, wanted.get(path), recipe.grid) for path, array in arrays.items()}
     wrong = [path for path in sorted(wanted.keys() | arrays.keys()) if wanted.get(path) != _shape(arrays, path)]
     if wrong:
-        raise WorkdirError(f'The encoder of {origin.folder.parent} does not fit: {", ".join(wrong)}.')
+        raise WorkdirError(f'The encoder of {origin.run} does not fit: {", ".join(wrong)}.')
     save_first(program, arrays, workdir, str(origin.weights))
 
 

@@ -1,7 +1,8 @@
 """timm's VisionTransformer and Beit: names of their arrays, and how to build them.
 
 A VisionTransformer holds the encoders of MAE, PixMIM and BootMAE (its key bias is zero where we have none) and the whole of
-the supervised ViT, a Beit with one shared table of relative biases the encoders of SimMIM and ConMIM.
+the supervised ViT, a Beit with one shared table of relative biases the encoders of SimMIM and ConMIM; with a classifier, the
+same of what was fine-tuned.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from mim_jax.interop.classifier import SUPERVISED, Part, class_layout, ends_without_norm
 from mim_jax.recipe import Recipe
 from mim_jax.tokens import sincos_positions
 from mim_jax.weights.layout import PATCHES, Entry, Layout, linear, norm
@@ -76,11 +78,8 @@ TIMM_VIT = Layout(  # timm 1, VisionTransformer(num_classes=0).state_dict()
     ignored=CLASSIFIERS,
 )
 
-TIMM_CLASSIFIER = Layout(  # timm 1, VisionTransformer().state_dict(), pooled by its CLS token; DeiT's released files
-    name='timm VisionTransformer with its classifier',
-    entries=(*TIMM_VIT.entries, *linear('objectives/classify/linear', 'head')),
-    constants=TIMM_VIT.constants,
-)
+# timm 1, VisionTransformer().state_dict(), pooled by its CLS token; DeiT's released files
+TIMM_CLASSIFIER = class_layout(TIMM_VIT, Part(SUPERVISED, SUPERVISED, 'cls'))
 
 TIMM_BEIT = Layout(  # timm 1, Beit(use_abs_pos_emb=False, use_shared_rel_pos_bias=True, init_values=...).state_dict()
     name='timm Beit',
@@ -103,14 +102,15 @@ def timm_model(recipe: Recipe, classes: int = 0) -> tuple[str, dict[str, Any]]:
         'num_heads': encoder.heads,
         'num_classes': classes,
     }
+    mean = {'global_pool': 'avg'} if ends_without_norm(recipe) else {}  # pooled, then normed, by both kinds of model
     if not encoder.relative_bias:
-        return 'vit_base_patch16_224', sizes
+        return 'vit_base_patch16_224', sizes | mean
     return 'beit_base_patch16_224', {
         **sizes,
         'use_rel_pos_bias': False,
         'use_shared_rel_pos_bias': True,
         'init_values': encoder.layer_scale or 0.0,  # create_model drops arguments that are None
-        'global_pool': 'token',  # with pooled means, the final norm would be left out
+        **(mean or {'global_pool': 'token'}),  # which is not the default there
     }
 
 
@@ -135,14 +135,16 @@ def import_library(name: str) -> Any:
         raise ImportError(f'{name} does not load here: {error}') from error
 
 
-def timm_features(recipe: Recipe, path: Any, images: np.ndarray) -> tuple[str, np.ndarray]:
-    """(version, f32[B,1+N,D]): what timm makes of normalised images f32[B,S,S,3] with an exported file, after the final norm.
+def timm_outputs(recipe: Recipe, path: Any, images: np.ndarray) -> tuple[str, np.ndarray]:
+    """(version, what timm makes of normalised images f32[B,S,S,3] with an exported file).
 
+    Logits f32[B,K] where the file has a classifier, else features f32[B,1+N,D] after the final norm.
     Raises ImportError where timm is not installed, RuntimeError where it does not take every array.
     """
     torch, timm = import_library('torch'), import_library('timm')
-    name, arguments = timm_model(recipe, _count_classes(path))
+    classes = _count_classes(path)
+    name, arguments = timm_model(recipe, classes)
     model = timm.create_model(name, **arguments, checkpoint_path=str(path)).eval()
     with torch.no_grad():
-        features = model.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    return f'timm {timm.__version__}', features
+        outputs = (model if classes else model.forward_features)(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return f'timm {timm.__version__}', outputs.numpy()

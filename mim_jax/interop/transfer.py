@@ -14,6 +14,7 @@ import numpy as np
 
 from mim_jax.interop.account import Account, collapse, role_of
 from mim_jax.interop.blocks import pack_biases, packed_paths, unpack_bias, value_bias
+from mim_jax.interop.classifier import MASK_TOKEN, explain_unused
 from mim_jax.interop.formats import POSITIONS, Format, place_names
 from mim_jax.interop.resize import resize_relative_bias, square_relative_grid
 from mim_jax.interop.tables import check_constant, read_positions
@@ -21,7 +22,9 @@ from mim_jax.recipe import Recipe
 from mim_jax.weights.files import WeightsError
 from mim_jax.weights.layout import Arrays, to_ours, to_theirs
 
-CLS, TABLE, MASK_TOKEN = 'encoder/cls_token', 'encoder/relative_bias_table', 'encoder/mask_token'
+CLS, TABLE = 'encoder/cls_token', 'encoder/relative_bias_table'
+DECODER_TABLES = 'decoder_pos_embed', 'de_pos_embed'
+UNWANTED = 'not part of what is imported'
 
 
 def export_arrays(arrays: Mapping[str, np.ndarray], form: Format, recipe: Recipe) -> tuple[Arrays, list[str]]:
@@ -30,11 +33,17 @@ def export_arrays(arrays: Mapping[str, np.ndarray], form: Format, recipe: Recipe
     packed = pack_biases(arrays, layout)
     positions = None if form.positions is None else packed.pop(POSITIONS, None)
     covered = {path: array for path, array in packed.items() if layout.covers(path)}
-    state = to_theirs(covered, layout) | {name: compute(recipe) for name, compute in layout.constants.items()}
+    constants = {name: compute(recipe) for name, compute in layout.constants.items() if has_place(name, recipe)}
+    state = to_theirs(covered, layout) | constants
     if positions is not None:
         row = np.zeros((1, int(recipe.encoder.cls), positions.shape[-1]), np.float32)
         state[form.positions.theirs] = form.positions.form.to_theirs(np.concatenate([row, positions], axis=1))
     return state, sorted(packed.keys() - covered.keys())
+
+
+def has_place(name: str, recipe: Recipe) -> bool:
+    """Whether this constant of a layout is of a network that the recipe has: a decoder's positions need a decoder."""
+    return bool(recipe.decoders) or not name.endswith(DECODER_TABLES)
 
 
 def import_arrays(
@@ -177,6 +186,9 @@ class _Import:
         """A constant other than the encoder's positions."""
         if name not in self.state:
             return
+        if not has_place(name, self.recipe):
+            self.account.skipped[name] = UNWANTED
+            return
         try:
             line = check_constant(name, self.state[name], self.layout.constants[name], self.recipe, self.half)
             self.account.recomputed.append(f'{name}: {line}')
@@ -188,20 +200,20 @@ class _Import:
         wanted = {*self.like, *self.packed.values()}
         roles = {role_of(path) for path in self.like}
         unknown = []
-        for name in self.state.keys() - self.tables:
+        for name in sorted(self.state.keys() - self.tables):
             entry, i = self.places.get(name, (None, 0))
             path = entry and entry.ours.replace('{i}', f'{i:02d}')
             if path in wanted:
                 continue
             if path and role_of(path) not in roles:
-                why = 'not part of what is imported'
-            else:
+                why = UNWANTED
+            elif not (why := path and explain_unused(self.recipe, path)):
                 why = next((why for pattern, why in self.layout.ignored.items() if re.fullmatch(pattern, name)), None)
             if why is None:
                 unknown.append(name)
             else:
                 self.account.skipped[name] = why
-        for name in collapse(sorted(unknown)):
+        for name in collapse(unknown):
             pattern = re.sub(r'\{.*?\}', '*', name)
             self.problems.append(f'{name}: unknown; --ignore "{pattern}" leaves it aside')
 

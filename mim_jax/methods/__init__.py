@@ -76,3 +76,8 @@ def _check_kinds(config: Any, bases: Mapping[str, Any], papers: Mapping[str, Any
             raise ConfigError(
                 f'papers: {name} is a base, of which a run has one; set base={name}; papers: {", ".join(papers)}.'
             )
+    for name in config.papers[:-1]:
+        if name in PROTOCOLS:
+            raise ConfigError(
+                f'papers: {name} tests what stands before it, so nothing can come after it; name it last.'
+            )

@@ -71,6 +71,7 @@ def conmim(
         neck={'last': Last()},
         decoders={},
         objectives={'contrast': Objective(contrast(temperature), heads={'projector': projector}, kind='contrast')},
+        reconstructs=False,
         teachers={'conmim': EMA(cosine_momentum(momentum, config.steps), average_batch_stats=False)},
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
@@ -101,4 +102,4 @@ def _check(config: Any, temperature: float, bn_images: int, momentum: float, wid
     for name, value in (('projector_width', width), ('projector_output', output)):
         if value < 1:
             raise Refused(f'conmim.{name}={value} must be at least 1.')
-    check_bn_images('conmim', bn_images, config)
+    check_bn_images('conmim', bn_images, config, least=1)  # of an image the statistics are over all patches

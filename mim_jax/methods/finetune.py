@@ -2,20 +2,22 @@
 
 The mean of the patch tokens after the last block, a LayerNorm that takes the place of the encoder's, a linear classifier;
 layer-wise decay of the learning rate; RandAugment (data.rand_augment), random erasing, mixup and cutmix, label smoothing, drop
-path. Numerics: facebookresearch/mae main_finetune.py, models_vit.py, util/lr_decay.py (design/evaluation 2). What pre-training
-added, decoders, heads, teachers, necks and pictures, is dropped; mask tokens are never inserted.
+path. Numerics: facebookresearch/mae main_finetune.py, models_vit.py, util/lr_decay.py. What pre-training added (decoders,
+heads, teachers, necks, pictures) is dropped; mask tokens are never inserted.
 
 Where we differ from that code:
 - Positions are trained there, and kept from weight decay: set encoder.positions=learned and optim.decay_exclude=simmim, as
   configs/eval/finetune.py does. It has a position for CLS too, which the CLS token's own vector makes redundant.
 - Mixup's partner is the image at the mirrored place of the global micro-batch; there, of one device's batch.
 - Images are mixed and erased on the device in floating point, before they are normalised, by what is the same afterwards.
+- SimMIM's fine-tuning copies the shared table of relative biases into every block; here blocks go on sharing one, which has
+  the classifier's learning rate.
 - average: an exponential average of all weights, which is tested beside them (BootMAE's 0.9998); MAE has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -72,7 +74,8 @@ def finetune(
     counted from the classifier (1: off); mixup, cutmix: the parameters of their Beta distributions (0: off),
     switch_probability: how often it is cutmix where both are on; average: momentum of the average of weights (0: none).
     """
-    _check(recipe, pool, layer_decay, label_smoothing, mixup, cutmix, erase_probability, average)
+    chances = {'switch_probability': switch_probability, 'erase_probability': erase_probability}
+    _check(recipe, pool, head_deviation, layer_decay, label_smoothing, mixup, cutmix, chances, average)
     config = recipe.config
     classes = count_classes(classes, config, 'finetune')
     encoder = plain_encoder(recipe)
@@ -113,6 +116,7 @@ def finetune(
         decoders={},
         objectives={'classify': Objective(loss, heads=heads, kind='classify')},
         teachers={'average': EMA(constant_momentum(average))} if average else {},
+        reconstructs=False,
         labels=True,
         predict=predict,
         rate=layer_rates(layer_decay, encoder.depth) if layer_decay != 1 else None,
@@ -139,13 +143,13 @@ def mean_of_patches(forward: Forward) -> jax.Array:
 def layer_rates(decay: float, depth: int) -> Callable[[str, tuple[int, ...]], Any]:
     """Recipe.rate: decay^(depth + 1 - layer). Layers: 0 what comes before the blocks, i + 1 block i, depth + 1 all else.
 
-    Convolution stages, which come before the blocks, are layer 0; so is a table of relative biases that blocks share.
-    Source: facebookresearch/mae util/lr_decay.py (param_groups_lrd).
+    Convolution stages, which come before the blocks, are layer 0; a table of relative biases that blocks share is of all
+    else. Source: facebookresearch/mae util/lr_decay.py (param_groups_lrd); for that table microsoft/SimMIM optimizer.py.
     """
 
     def rate(path: str, shape: tuple[int, ...]) -> Any:
         role, _, name = path.partition('/')
-        if role != 'encoder' or name.startswith('norm/'):
+        if role != 'encoder' or name.startswith('norm/') or name == 'relative_bias_table':
             return 1.0
         if name.startswith('blocks/'):
             powers = decay ** (depth - np.arange(depth, dtype=np.float64))
@@ -159,13 +163,16 @@ def layer_rates(decay: float, depth: int) -> Callable[[str, tuple[int, ...]], An
 def _check(
     recipe: Recipe,
     pool: str,
+    head_deviation: float,
     layer_decay: float,
     label_smoothing: float,
     mixup: float,
     cutmix: float,
-    erase_probability: float,
+    chances: Mapping[str, float],
     average: float,
 ) -> None:
+    if 'finetune' in recipe.papers:
+        raise Refused(f'finetune is already part of {recipe.name}; name it once.')
     if pool not in ('mean', 'cls'):
         raise Refused(f'finetune.pool={pool!r} must be mean or cls.')
     if pool == 'cls' and not recipe.encoder.cls:
@@ -175,7 +182,10 @@ def _check(
     for name, value in (('label_smoothing', label_smoothing), ('average', average)):
         if not 0 <= value < 1:
             raise Refused(f'finetune.{name}={value} must be at least 0 and below 1.')
-    if not 0 <= erase_probability <= 1:
-        raise Refused(f'finetune.erase_probability={erase_probability} must be from 0 to 1.')
+    if head_deviation < 0:
+        raise Refused(f'finetune.head_deviation={head_deviation} must not be negative.')
+    for name, value in chances.items():
+        if not 0 <= value <= 1:
+            raise Refused(f'finetune.{name}={value} must be from 0 to 1.')
     if mixup < 0 or cutmix < 0:
         raise Refused(f'finetune.mixup={mixup} and cutmix={cutmix} must not be negative; 0 is off.')

@@ -1,8 +1,8 @@
 """Linear probe: a linear classifier on frozen features, by MAE's protocol. Not a paper, but applied as one.
 
 The CLS token after the encoder's final norm, BatchNorm without scale and bias, a linear layer, cross-entropy; LARS
-(optim.name=lars). Numerics: facebookresearch/mae main_linprobe.py, util/lars.py (design/evaluation 1). The encoder is a
-frozen teacher, read from a file: nothing of it is trained, averaged or saved again, and the file's checksum is.
+(optim.name=lars). Numerics: facebookresearch/mae main_linprobe.py, util/lars.py. The encoder is a frozen teacher, read from a
+file: nothing of it is trained, averaged or saved again, and the file's checksum is.
 
 Where we differ from that code:
 - BatchNorm's statistics are those of the global micro-batch; there, of one device's 512 images (bn_images=512).
@@ -58,7 +58,8 @@ def linear_probe(
     pooling (encoder), one without weights after it (fresh), or none; rates: a classifier for each, whose learning rate is so
     many times optim.base_lr; bn_images: how many images share statistics, 0: all of a micro-batch.
     """
-    _check(recipe, weights, layer, pool, norm, rates)
+    _check(weights, rates)
+    check_reading(recipe, layer, pool, norm)
     check_bn_images('linear_probe', bn_images, recipe.config)
     classes = count_classes(classes, recipe.config, 'linear_probe')
     encoder = frozen_encoder(recipe)
@@ -78,9 +79,10 @@ def linear_probe(
         logits = forward.shared('linear_probe/logits', read_logits)
         return _name_only({name: cross_entropy(x, forward.labels, 0.0) for name, x in logits.items()})
 
-    def watch(forward: Forward) -> dict[str, jax.Array]:
+    def watch(forward: Forward) -> Any:
         logits = forward.shared('linear_probe/logits', read_logits)
-        return {name: accuracy(x, forward.labels) for name, x in logits.items()}
+        found = _name_only({name: accuracy(x, forward.labels) for name, x in logits.items()})
+        return found.get('', found)
 
     heads = {name: nn.Dense(classes, kernel_init=start, dtype=jnp.float32) for name in names}
     heads |= {'norm': BatchNorm(bn_images, affine=False, epsilon=1e-6)}
@@ -109,6 +111,7 @@ def linear_probe(
             )
         },
         watches={'accuracy': watch},
+        reconstructs=False,
         labels=True,
         predict=lambda forward: _name_only(forward.shared('linear_probe/logits', read_logits)),
         rate=rate if tuple(rates) != (1.0,) else None,
@@ -123,7 +126,8 @@ def frozen_encoder(recipe: Recipe) -> Any:
 
 
 def pool_tokens(forward: Forward, layer: int, pool: str, norm: str) -> jax.Array:
-    """f32[B,D] of whole images: block `layer` (0: the last), normed and pooled as linear_probe says."""
+    """f32[B,D] of whole images: block `layer` (0: the last), normed and pooled as linear_probe says. Raises Refused."""
+    check_reading(forward.recipe, layer, pool, norm)
     tokens = forward.levels().blocks[layer - 1]
     if norm == 'encoder':
         tokens = forward.networks.run('encoder', tokens, method='finish')
@@ -139,18 +143,25 @@ def _name_only(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return values if len(values) > 1 else {'': next(iter(values.values()))}
 
 
-def _check(recipe: Recipe, weights: str, layer: int, pool: str, norm: str, rates: tuple) -> None:
-    depth, base = recipe.encoder.depth, recipe.papers[0]
+def check_reading(recipe: Recipe, layer: int, pool: str, norm: str) -> None:
+    """Raise Refused where `recipe`'s encoder has no such features; sentences name the section of the config's last paper."""
+    section = recipe.config.papers[-1] if recipe.config.papers else 'linear_probe'
+    depth = recipe.encoder.depth
+    if not 0 <= layer <= depth:
+        raise Refused(f'{section}.layer={layer} must be a block from 1 to {depth}, or 0 for the last.')
+    if pool not in ('mean', 'cls') or norm not in NORMS:
+        raise Refused(f'{section}.pool={pool!r} must be mean or cls, and norm={norm!r} one of {", ".join(NORMS)}.')
+    if pool == 'cls' and not recipe.encoder.cls:
+        raise Refused(
+            f"{section}.pool='cls' reads a CLS token, which {recipe.papers[0]}'s encoder has not; use pool='mean'."
+        )
+
+
+def _check(weights: str, rates: tuple) -> None:
     if not Path(weights).is_file():
         raise Refused(
             f'linear_probe.weights={weights!r} is no file. Run python -m mim_jax.evaluate --checkpoint RUN --config '
             'configs/eval/linear_probe.py, which writes it.'
         )
-    if not 0 <= layer <= depth:
-        raise Refused(f'linear_probe.layer={layer} must be a block from 1 to {depth}, or 0 for the last.')
-    if pool not in ('mean', 'cls') or norm not in NORMS:
-        raise Refused(f'linear_probe.pool={pool!r} must be mean or cls, and norm={norm!r} one of {", ".join(NORMS)}.')
-    if pool == 'cls' and not recipe.encoder.cls:
-        raise Refused(f"linear_probe.pool='cls' reads a CLS token, which {base}'s encoder has not; use pool='mean'.")
     if not rates or not all(type(rate) in (int, float) and rate > 0 for rate in rates):
         raise Refused(f'linear_probe.rates={rates} must be one number above 0 or more.')

@@ -7,7 +7,8 @@ view 'main' only; view 'lut' is the augmented one.
 
 Where the paper is at odds with the released code, or silent, or we differ:
 - symmetric, the released form: the student sees both views, in disjoint sets of patches, and predicts each from the other;
-  the two terms are averaged. The paper has the first alone (symmetric=False), which is cheaper by two passes.
+  the two terms are averaged. The paper has the first alone (symmetric=False), which is cheaper by two passes. Beside MR-MAE,
+  whose focus ranks each crop by its own attention, the sets of two crops may meet; those of one crop do not.
 - The teacher averages the BatchNorm statistics with the weights and uses them, as released (average_batch_stats=False: those
   of its own batch). It holds what is read through it; the released one copies the decoder and the predictor as well.
 - The released statistics are those of a micro-batch of 1024 images, moved for each of the four of a step; bn_images=1024
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mim_jax.errors import Refused
+from mim_jax.methods.checks import check_choices
 from mim_jax.methods.projectors import check_bn_images
 from mim_jax.models.layers import xavier
 from mim_jax.models.projector import Projector
@@ -45,6 +47,7 @@ from mim_jax.tokens import MaskPlan, gather_tokens, plan_from_scores
 if TYPE_CHECKING:
     from mim_jax.forward import Forward
 
+TEMPERATURE = 0.1  # of InfoNCE
 CHOICES = {
     'distance': ('cosine', 'infonce', 'smooth_l1'),
     'supervision': ('context', 'token', 'both'),
@@ -59,7 +62,7 @@ def lut(
     alpha: float = -1.0,
     symmetric: bool = True,
     distance: str = 'cosine',
-    temperature: float = 0.1,
+    temperature: float = TEMPERATURE,
     supervision: str = 'context',
     context: str = 'pool',
     pooled: str = 'unmasked',
@@ -76,8 +79,12 @@ def lut(
     width of projector and predictor; bn_images: how many images share their BatchNorm statistics, 0 for all of a micro-batch;
     momentum: the teacher's at step 0, rising to 1; teacher_mask_ratio: share of patches hidden from it. The others: see above.
     """
-    _check_choices(distance=distance, supervision=supervision, context=context, pooled=pooled)
-    _check_numbers(alpha, temperature, head_width, bn_images, momentum, recipe)
+    given = {'distance': distance, 'supervision': supervision, 'context': context, 'pooled': pooled}
+    check_choices('lut', CHOICES, given)
+    _check_numbers(alpha, temperature, head_width, momentum)
+    check_bn_images('lut', bn_images, recipe.config, least=1 if supervision == 'token' else 2)
+    if temperature != TEMPERATURE and distance != 'infonce':
+        raise Refused(f"lut.temperature={temperature} has no effect unless lut.distance='infonce'.")
     hidden = _check_teacher(teacher_mask_ratio, supervision, recipe.patches)
     _check_base(recipe, symmetric)
     _check_readings(recipe, supervision, context, pooled)
@@ -165,7 +172,7 @@ def _check_teacher(ratio: float, supervision: str, patches: int) -> Callable[[Fo
 
 def _check_base(recipe: Recipe, symmetric: bool) -> None:
     base, visible, patches = recipe.papers[0], recipe.masking.visible, recipe.patches
-    if all(objective.kind != 'reconstruct' for objective in recipe.objectives.values()):
+    if not recipe.reconstructs:
         raise Refused(
             f'lut steers the visible tokens of a masked reconstruction, and {base} has none; choose another config.base.'
         )
@@ -195,15 +202,7 @@ def _check_readings(recipe: Recipe, supervision: str, context: str, pooled: str)
         )
 
 
-def _check_choices(**given: str) -> None:
-    for name, value in given.items():
-        if value not in CHOICES[name]:
-            raise Refused(f'lut.{name}={value!r} must be one of {", ".join(CHOICES[name])}.')
-
-
-def _check_numbers(
-    alpha: float, temperature: float, head_width: int, bn_images: int, momentum: float, recipe: Recipe
-) -> None:
+def _check_numbers(alpha: float, temperature: float, head_width: int, momentum: float) -> None:
     if alpha <= 0 and alpha != -1:
         raise Refused(f'lut.alpha={alpha} must be above 0, save for -1, which leaves the choice to the width.')
     if temperature <= 0:
@@ -212,4 +211,3 @@ def _check_numbers(
         raise Refused(f'lut.head_width={head_width} must be at least 1.')
     if not 0 <= momentum <= 1:
         raise Refused(f'lut.momentum={momentum} must be at least 0 and at most 1.')
-    check_bn_images('lut', bn_images, recipe.config)

@@ -8,7 +8,7 @@ one linear layer, are added to the transformer's (multi-scale fusion) before the
 Source: Alpha-VL/ConvMAE (models_convmae.py, vision_transformer.py). Where we chose otherwise:
 - Masked patches are left out of the stages, not computed and thrown away; the same numbers at visible patches.
 - The released pre-training has no drop-path; encoder.drop_path ramps over all blocks as its fine-tuning does.
-- Only CViT-B's code is released; other sizes are a reading of the paper (design/ambiguities 27).
+- Only CViT-B's code is released; other sizes are a reading of the paper.
 - Any image size; released: 224. Patches of p pixels: convolutions of stride p/4, 2 and 2.
 """
 

@@ -63,7 +63,7 @@ def mff(
 def spread_layers(depth: int) -> tuple[int, ...]:
     """Five blocks evenly from the first, and the last: (0,2,4,6,8,11) of 12, the paper's; fewer where there are fewer.
 
-    i * depth // 6 for i = 0..4: (0,4,8,12,16,23) of 24 (design/ambiguities 9), (0,1,3,5,7,10) of MCMAE's 11.
+    i * depth // 6 for i = 0..4: (0,4,8,12,16,23) of 24, (0,1,3,5,7,10) of MCMAE's 11.
     """
     return tuple(sorted({*(i * depth // EVENLY for i in range(EVENLY - 1)), depth - 1}))
 

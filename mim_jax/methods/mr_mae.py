@@ -3,11 +3,13 @@ Mimicking", 2023).
 
 The encoder's visible tokens mimic a frozen teacher's features of the same places, through one linear layer; the decoder
 reconstructs the masked pixels as before. The visible patches are those that the teacher's CLS looks at most, and several blocks
-of the encoder are added up before both. There is no released code; the readings (design/ambiguities 15 to 29):
+of the encoder are added up before both. There is no released code; the readings:
 
 - Features: the teacher's last block after its final norm, before any projection (feature), as they are (target_norm).
 - Focus: the patches of highest attention from CLS, last layer, mean over heads, stay visible (topk). 'sample' draws them with
-  that probability and without replacement, as MILAN does; 'random' leaves the base's masks.
+  that probability and without replacement, as MILAN does; 'random' leaves the base's masks. A focus ranks single patches,
+  which loses SimMIM's cells and BootMAE's blocks. A third reading, random masks and mimicry by the most looked at of the
+  visible tokens alone, is left out.
 - Blocks 2, 5, 8 and 11 of 12 are added, the last before the final norm; MCMAE's stages are added as before, and 2, 5, 8, 10 of
   its 11 blocks (fusion=False: its stages alone).
 - Both losses are means over channels; reconstruction and mimicry weigh 0.5 each; several teachers share the mimicry's weight.
@@ -19,6 +21,7 @@ of the encoder are added up before both. There is no released code; the readings
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +30,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mim_jax.errors import Refused
+from mim_jax.methods.checks import check_choices
 from mim_jax.models.layers import layer_norm, xavier
 from mim_jax.models.neck import AddLevels
 from mim_jax.models.towers import FEATURES
 from mim_jax.objectives.mimic import NORMS, mimic_distance, normalise_target
-from mim_jax.recipe import Frozen, Masking, Objective, Recipe, scale_weight
+from mim_jax.recipe import Frozen, Masking, Objective, Recipe, View, scale_weight
 from mim_jax.tokens import gather_tokens
 from mim_jax.weights.towers import KINDS, Teacher, open_teacher
 
@@ -82,13 +86,14 @@ def mr_mae(
     blocks added to the last, from 0 (default: see spread_levels); reconstruct_weight: of the base's own losses, 0 drops them
     and the decoder; mimic_weight: of all teachers together. The others: see above.
     """
-    _check_choices(feature=feature, target_norm=target_norm, focus=focus, mimic_on=mimic_on)
+    given = {'feature': feature, 'target_norm': target_norm, 'focus': focus, 'mimic_on': mimic_on}
+    check_choices('mr_mae', CHOICES, given)
     _check_numbers(reconstruct_weight, mimic_weight)
     _check_base(recipe, mimic_on)
     files = {'clip': clip_weights, 'dino': dino_weights, 'dinov2': dinov2_weights, 'random': ''}
     opened = _open(recipe, teachers, files)
     dtype, depth = jnp.dtype(recipe.config.dtype), recipe.encoder.depth
-    decoder = next(iter(recipe.mixed_places())) if mimic_on == 'decoder' else ''
+    decoder = recipe.mixed_places()[0] if mimic_on == 'decoder' else ''
 
     def predict(forward: Forward, kind: str) -> tuple[jax.Array, jax.Array]:
         """(prediction f[B,T,C], the patches it is of i32[B,T])."""
@@ -109,7 +114,8 @@ def mr_mae(
 
     heads = {kind: FeatureHead(teacher.width_of(feature), bool(decoder), dtype) for kind, teacher in opened.items()}
     frozen = {
-        f'mimic_{kind}': Frozen(t.tower, t.load, t.mean, t.std, lambda t=t: t.sha256) for kind, t in opened.items()
+        f'mimic_{kind}': Frozen(t.tower, t.load, t.mean, t.std, lambda t=t: t.sha256, t.summary)
+        for kind, t in opened.items()
     }
     if layers and not fusion:
         raise Refused(f'mr_mae.layers={layers} has no effect with mr_mae.fusion=False; leave one of them out.')
@@ -135,13 +141,20 @@ def focus_scores(teacher: str, focus: str) -> Any:
     noise, whose lowest V are V draws without replacement."""
 
     def scores(forward: Forward, view: str) -> jax.Array:
-        attention = forward.teacher(teacher).levels(view).attention(-1)[:, :, 0, 1:].mean(1)
+        seen = ranking_view(forward.recipe.views, view)
+        attention = forward.teacher(teacher).levels(seen).attention(-1)[:, :, 0, 1:].mean(1)
         if focus == 'topk':
             return -attention
         noise = jnp.maximum(forward.uniform('mask', attention.shape[1:]), jnp.finfo(jnp.float32).tiny)
         return jnp.log(-jnp.log(noise)) - jnp.log(attention)
 
     return scores
+
+
+def ranking_view(views: Mapping[str, View], view: str) -> str:
+    """Whose attention ranks a view: its own, but for a later block of a crop that of its first, to keep them disjoint."""
+    crop, block = views[view].crop, views[view].block
+    return next(name for name, one in views.items() if name == view or (block and (one.crop, one.block) == (crop, 0)))
 
 
 def spread_levels(layers: tuple, depth: int) -> tuple[int, ...]:
@@ -181,7 +194,7 @@ def _open(recipe: Recipe, kinds: tuple, files: dict[str, str]) -> dict[str, Teac
 
 def _check_base(recipe: Recipe, mimic_on: str) -> None:
     base = recipe.papers[0]
-    if all(objective.kind != 'reconstruct' for objective in recipe.objectives.values()):
+    if not recipe.reconstructs:
         raise Refused(f'mr_mae mimics before a masked reconstruction, and {base} has none; choose another config.base.')
     places = recipe.mixed_places()
     if mimic_on == 'decoder' and (len(places) != 1 or places[0] == 'encoder'):
@@ -189,12 +202,6 @@ def _check_base(recipe: Recipe, mimic_on: str) -> None:
             f"mr_mae.mimic_on='decoder' needs one decoder with mask tokens, and {base} has them in {' and '.join(places)}; use "
             "mr_mae.mimic_on='encoder'."
         )
-
-
-def _check_choices(**given: str) -> None:
-    for name, value in given.items():
-        if value not in CHOICES[name]:
-            raise Refused(f'mr_mae.{name}={value!r} must be one of {", ".join(CHOICES[name])}.')
 
 
 def _check_numbers(reconstruct_weight: float, mimic_weight: float) -> None:

@@ -3,7 +3,7 @@
 Three terms shape the tokens wherever mask tokens live: the encoder of SimMIM and ConMIM, the decoders of MAE, PixMIM, MCMAE
 and BootMAE. Before the first block visible tokens are to be like few others (L_spa) and mask tokens like no visible token in
 particular (L_e: high heterogeneity H); from layer to layer H is to fall (L_r). Nothing is added to the network. There is no
-released code; where the paper is silent or at odds with itself (design/ambiguities 43 to 62):
+released code; where the paper is silent or at odds with itself:
 
 - L_r as printed (equation 5) makes H *rise* with depth, against the text, the figures and L_e. rank_direction='descending'
   is the text's form, 'eq5' the printed one.
@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.errors import Refused
+from mim_jax.methods.checks import check_choices
 from mim_jax.objectives.heterogeneity import SCALES, distinctiveness, heterogeneity, ranking, sparsity
 from mim_jax.recipe import Chart, Objective, Recipe
 from mim_jax.tokens import MaskPlan
@@ -66,9 +67,8 @@ def mto(
     affinity_scale: sqrt_dim, none, or cosine, divided by tau; exclude_self: L_spa without a token's affinity to itself;
     stop_visible: no gradient from L_e into visible tokens; epsilon: of L_e. The others: see above.
     """
-    _check_choices(
-        rank_direction=rank_direction, affinity_scale=affinity_scale, spa_reduce=spa_reduce, spa_layers=spa_layers
-    )
+    given = {'rank_direction': rank_direction, 'affinity_scale': affinity_scale}
+    check_choices('mto', CHOICES, given | {'spa_reduce': spa_reduce, 'spa_layers': spa_layers})
     _check_numbers(mto_weight, tau, epsilon, spa_weight=spa_weight, e_weight=e_weight, r_weight=r_weight)
     if tau != TAU and affinity_scale != 'cosine':
         raise Refused(f"mto.tau={tau} has no effect unless mto.affinity_scale='cosine'.")
@@ -133,12 +133,6 @@ def mto(
             for place in places
         },
     )
-
-
-def _check_choices(**given: str) -> None:
-    for name, value in given.items():
-        if value not in CHOICES[name]:
-            raise Refused(f'mto.{name}={value!r} must be one of {", ".join(CHOICES[name])}.')
 
 
 def _check_numbers(mto_weight: float, tau: float, epsilon: float, **given: float) -> None:

@@ -59,6 +59,7 @@ def supervised(config: Any, *, classes: int = 0, label_smoothing: float = 0.1) -
         decoders={},
         objectives={'classify': Objective(classify(label_smoothing), heads={'linear': linear}, kind='classify')},
         watches={'accuracy': lambda forward: accuracy(read_logits(forward), forward.labels)},
+        reconstructs=False,
         labels=True,
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),

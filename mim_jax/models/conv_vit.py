@@ -99,7 +99,7 @@ class ConvViT(nn.Module):
     Drop-path ramps over the blocks of all stages (ConvViT in the released vision_transformer.py).
     Levels.maps: 'stage1' f[B,V,16,C1] and 'stage2' f[B,V,4,C2], the stages' outputs at the cells of each visible patch.
 
-    Source: Alpha-VL/ConvMAE models_convmae.py; initialisation in design/methods section 4. patch_size is a multiple of 4.
+    Source: Alpha-VL/ConvMAE models_convmae.py. patch_size is a multiple of 4.
     """
 
     cls: ClassVar[bool] = False

@@ -25,7 +25,7 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 def gelu(x: jax.Array) -> jax.Array:
     """Exact GELU, x/2 (1 + erf(x / sqrt 2)), computed in fp32: 1 + erf cancels for negative x.
 
-    Written with erf because XLA:CPU is far slower on erfc (design/feasibility 8).
+    Written with erf because XLA:CPU is far slower on erfc.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)

@@ -90,7 +90,7 @@ def ranking(levels: jax.Array, direction: Literal['descending', 'eq5'] = 'descen
     """L_r (equation 5), f32[...,L+1] of H from layer 0 on -> f32[...]: the sum over layers of softplus of H's change.
 
     'descending': softplus(H_l - H_{l-1}), which lets H fall with depth, as the text says; 'eq5': softplus(H_{l-1} - H_l), as
-    printed, which lets it rise (worked through in design/methods 7).
+    printed, which lets it rise.
     """
     rise = levels[..., 1:] - levels[..., :-1]
     return jax.nn.softplus(rise if direction == 'descending' else -rise).sum(-1)

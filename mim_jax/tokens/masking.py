@@ -24,8 +24,9 @@ class MaskPlan:
 def plan_from_scores(scores: jax.Array, visible: int, block: int = 0) -> MaskPlan:
     """f[B,N] -> MaskPlan with the `visible` lowest scores of each image kept.
 
-    block k keeps the k-th run of `visible` patches of the same order instead: plans of different blocks keep disjoint
-    sets (LUT's second view is block 1). With uniform noise and block 0 this is MAE's random masking
+    block k keeps the k-th run of `visible` patches of the same order instead (LUT's second view is block 1). Plans of
+    different blocks keep disjoint sets where the scores do not depend on the view; MR-MAE's focus ranks each crop by its own
+    attention, in a second pass of its tower. With uniform noise and block 0 this is MAE's random masking
     (facebookresearch/mae models_mae.py, random_masking): argsort ascending, first V kept in shuffled order.
     """
     chex.assert_rank(scores, 2)

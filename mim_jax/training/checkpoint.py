@@ -175,6 +175,15 @@ class _NewestAndMilestones:
         return [i >= old or _is_milestone(self.directory / str(saved.step)) for i, saved in enumerate(checkpoints)]
 
 
+def find_step(directory: str, step: int | None = None) -> int:
+    """`step`, or that of the newest checkpoint. Raises CheckpointError where there is none."""
+    root = epath.Path(directory)
+    steps = _steps(root) if root.is_dir() else []
+    if not steps or step not in (None, *steps):
+        raise CheckpointError(f'No checkpoint{"" if step is None else f" of step {step}"} in {root}; it has {steps}.')
+    return steps[-1] if step is None else step
+
+
 def read_arrays(
     directory: str, step: int | None = None, parts: Sequence[str] = ('params',)
 ) -> tuple[dict[str, np.ndarray], int, dict]:
@@ -184,11 +193,7 @@ def read_arrays(
     writes nothing, so it may run beside training. Raises CheckpointError.
     """
     silence_orbax()
-    root = epath.Path(directory)
-    steps = _steps(root) if root.is_dir() else []
-    if not steps or step not in (None, *steps):
-        raise CheckpointError(f'No checkpoint{"" if step is None else f" of step {step}"} in {root}; it has {steps}.')
-    step = steps[-1] if step is None else step
+    step, root = find_step(directory, step), epath.Path(directory)
     path = root / str(step)
     try:
         entries, extra = _read_seal(path)
@@ -198,7 +203,9 @@ def read_arrays(
         arrays = _read_arrays(path, ocp.args.PyTreeRestore(item, restore_args=plain, partial_restore=True))
         check_arrays(entries, arrays)
     except Damaged as damage:
-        raise CheckpointError(f'Checkpoint {path} is damaged: {damage}. Ask for another step of {steps}.') from damage
+        raise CheckpointError(
+            f'Checkpoint {path} is damaged: {damage}. Ask for another step of {_steps(root)}.'
+        ) from damage
     return arrays, step, extra
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 
 from mim_jax.data.loader import Loader
-from mim_jax.errors import NonFiniteLoss, WorkdirError
+from mim_jax.errors import NonFiniteLoss
 from mim_jax.parallel.hosts import broadcast, to_global
 from mim_jax.parallel.mesh import batch_sharding
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import digest_frozen
 from mim_jax.training import perf
 from mim_jax.training.assemble import Program
+from mim_jax.training.bound import check_dataset, check_random_start, check_teachers
 from mim_jax.training.checkpoint import Checkpoints
 from mim_jax.training.interrupt import Interrupt
 from mim_jax.training.loggers import (
@@ -124,35 +125,16 @@ class Session:
         restored = self.checkpoints.restore(to_tree(self.program.abstract))
         self._untrained = restored is None  # with imported weights a run is restored at step 0, and is not
         if restored is None:
+            check_random_start(self.workdir.path)
             self.report(f'Starting {self.recipe.name} at step 0 of {self.total}.')
             return self.program.init(), 0.0, False
         tree, step, extra = restored
-        self._check_dataset(extra['dataset'], step)
-        self._check_teachers(extra.get('frozen', self.digests), step)
+        check_dataset(self.workdir.path, step, extra['dataset'], self.loader.dataset)
+        check_teachers(self.workdir.path, step, extra.get('frozen', self.digests), self.digests)
         key = jax.device_put(jax.random.key(self.config.seed), self.program.abstract.root_key.sharding)
         self.report(f'Resuming {self.recipe.name} at step {step} of {self.total}, from {self.workdir.checkpoints}.')
         self.loader.bad_images.update(extra['bad_images'])
         return from_tree(tree, self.program.abstract.replace(root_key=key)), extra['wall_seconds'], extra['owed']
-
-    def _check_dataset(self, before: str | None, step: int) -> None:
-        """The order of the data is a function of the dataset: with another one, the run would be another run.
-
-        None: of a run that has seen no data yet, because it begins with imported weights.
-        """
-        if before not in (None, self.loader.dataset):
-            raise WorkdirError(
-                f'{self.workdir.path} is at step {step} of a run on {before}, but the dataset is now {self.loader.dataset}. '
-                'Put back the images it began with, or use another --workdir.'
-            )
-
-    def _check_teachers(self, before: Mapping[str, str], step: int) -> None:
-        """As with the dataset: what a frozen teacher says is a function of its file."""
-        for name, digest in self.digests.items():
-            if before[name] != digest:
-                raise WorkdirError(
-                    f'{self.workdir.path} is at step {step} of a run with another file for the teacher {name}: its sha256 was '
-                    f'{before[name]}, not {digest}. Put back the file it began with, or use another --workdir.'
-                )
 
     def _compile(self) -> Callable:
         side, sharding = self.config.image_size, batch_sharding(self.mesh)

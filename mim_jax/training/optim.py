@@ -12,7 +12,7 @@ import optax
 
 from mim_jax.parallel.rules import path_of
 
-# Which parameters weight decay leaves alone: (one-dimensional ones?, pattern over the parameter path). design/methods 12.
+# Which parameters weight decay leaves alone: (one-dimensional ones?, pattern over the parameter path).
 DECAY_EXCLUDE: dict[str, tuple[bool, str]] = {
     'mae': (True, r'/bias$'),  # facebookresearch/mae, MCMAE, LUT: CLS and mask tokens *are* decayed
     'mmpretrain': (
@@ -54,6 +54,7 @@ def learning_rate(
     """step -> f32[]. Linear warm-up from `start` to `peak` over `warmup_steps` (may be fractional), then the schedule.
 
     'cosine': half a cosine from peak to minimum over the rest (facebookresearch/mae util/lr_sched.py, per iteration);
+    'cosine_timm': the same as if it had begun at step 0, so that it starts below the peak (timm CosineLRScheduler, SimMIM);
     'cosine_beit': the same from a table of whole steps whose warm-up has reached the peak at its last step, one earlier
     (cosine_scheduler in utils.py of LightDXY/BootMAE and TencentARC/ConMIM); 'step': peak times `factor` for each of the
     `milestones`, in steps, that has been reached (microsoft/SimMIM lr_scheduler.py); 'constant': peak.
@@ -70,7 +71,8 @@ def learning_rate(
         elif schedule == 'step':
             rest = peak * factor ** jnp.sum(step >= jnp.asarray(milestones, jnp.float32))
         else:
-            progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1e-9), 0.0, 1.0)
+            begun = 0.0 if schedule == 'cosine_timm' else warmup_steps
+            progress = jnp.clip((step - begun) / max(total_steps - begun, 1e-9), 0.0, 1.0)
             rest = minimum + (peak - minimum) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         return jnp.where(step < warmup_steps, warm, rest)
 

@@ -12,7 +12,7 @@ from mim_jax.config import check_same_run, from_json, to_json
 from mim_jax.errors import WorkdirError
 from mim_jax.training.loggers import JOURNAL, replace_file
 
-CONFIG, CHECKPOINTS = 'config.json', 'checkpoints'
+CONFIG, CHECKPOINTS, IMPORTED = 'config.json', 'checkpoints', 'imported.json'
 
 
 class Workdir:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mim_jax.models.layers import ACTIVATIONS
 from mim_jax.models.towers import Tower
+from mim_jax.weights.beside import Settings
 from mim_jax.weights.files import WeightsError
 from mim_jax.weights.layout import Layout, to_theirs
 from mim_jax.weights.resize import square_grid
 from mim_jax.weights.tower_layouts import FAMILIES, PATCH_KERNEL, POSITIONS, recognise
 
 HEAD_WIDTH = 64  # of every published tower that is read without its config.json
+MOST_BLOCKS = 100  # their numbers have two digits in our names
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Described:
     tower: Tower
 
 
-def describe(header: Mapping[str, jax.ShapeDtypeStruct], config: Mapping[str, Any], origin: str) -> Described:
+def describe(header: Mapping[str, jax.ShapeDtypeStruct], config: Settings, origin: str) -> Described:
     """The tower of which a file has the arrays. Heads, activation and epsilon are the config's, where it names them.
 
     Raises WeightsError: sizes that make no tower, or one list of every array missing, unknown, mis-shaped or not of floats.
     """
     kind, layout, names = recognise(header, origin)
     shapes = {name: header[theirs].shape for name, theirs in names.items()}
-    tower = _read_sizes(kind, layout, shapes, config.get('vision_config', config), origin)
+    tower = _read_sizes(kind, layout, shapes, config.inside('vision_config'), origin)
     expected = _expected_shapes(tower, layout)
     if problems := list(_find_problems(header, FAMILIES[kind].prefix, layout, names, expected)):
         listed = '\n  '.join(problems)
@@ -49,9 +49,7 @@ def describe(header: Mapping[str, jax.ShapeDtypeStruct], config: Mapping[str, An
     return Described(kind, layout, {name: names[name] for name in expected}, tower)
 
 
-def _read_sizes(
-    kind: str, layout: Layout, shapes: Mapping[str, tuple], config: Mapping[str, Any], origin: str
-) -> Tower:
+def _read_sizes(kind: str, layout: Layout, shapes: Mapping[str, tuple], config: Settings, origin: str) -> Tower:
     """The tower, on the file's own grid."""
     patch, positions = (_shape_of(layout, shapes, path) for path in (PATCH_KERNEL, POSITIONS))
     grid = square_grid(positions[-2] - 1) if len(positions) > 1 and positions[-2] > 1 else None
@@ -63,15 +61,20 @@ def _read_sizes(
     width, depth, family = patch[0], _count_blocks(layout, shapes), FAMILIES[kind]
     if not depth:
         raise WeightsError(f'{origin} has the ends of a {kind} tower, but no layers.')
+    if depth > MOST_BLOCKS:
+        raise WeightsError(
+            f'{origin} has an array of block {depth - 1}; towers of up to {MOST_BLOCKS} blocks are read.'
+        )
     heads = config.get('num_attention_heads', width // HEAD_WIDTH if width % HEAD_WIDTH == 0 else 0)
-    if not heads or width % heads:
+    if heads and width % heads:
+        raise WeightsError(
+            f'{config.origin}: num_attention_heads is {heads}, which does not divide a width of {width}.'
+        )
+    if not heads:
         raise WeightsError(
             f'{origin}: how many heads share a width of {width} is not known; put its config.json beside it '
             '(num_attention_heads).'
         )
-    activation = config.get('hidden_act', family.activation)
-    if activation not in ACTIVATIONS:
-        raise WeightsError(f'{origin}: its config.json asks for {activation}; there are {", ".join(ACTIVATIONS)}.')
     hidden = _shape_of(layout, shapes, 'encoder/block_00/mlp/fc1/kernel')
     projection = _shape_of(layout, shapes, 'encoder/projection/kernel') if kind == 'clip' else ()
     return Tower(
@@ -84,7 +87,7 @@ def _read_sizes(
         pre_norm=kind == 'clip',
         layer_scale=kind == 'dinov2',
         projected=projection[0] if projection else 0,
-        activation=activation,
+        activation=config.get('hidden_act', family.activation),
         epsilon=config.get('layer_norm_eps', family.epsilon),
     )
 

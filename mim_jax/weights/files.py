@@ -97,8 +97,8 @@ def find_file(path: Path) -> Path:
     """The path itself, or model.safetensors in the folder that it is. Raises WeightsError when there is none."""
     if path.is_dir():
         inside = path / 'model.safetensors'
-        if not inside.exists():
-            raise WeightsError(f'{path} is a folder without model.safetensors; name the file of weights in it.')
+        if not inside.is_file():
+            raise WeightsError(f'{path} is a folder without a file model.safetensors; name the file of weights in it.')
         return inside
     if not path.exists():
         near = sorted(p.name for p in path.parent.glob('*') if p.suffix in ('.safetensors', '.pth', '.pt', '.bin'))

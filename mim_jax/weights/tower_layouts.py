@@ -143,7 +143,7 @@ def recognise(names: Mapping[str, object], origin: str) -> tuple[str, Layout, di
     """(kind, layout, {name in the layout: name in the file}) of a file's names, `origin` being what to call it.
 
     The layout is the one that has most of the arrays of its ends and first block. Raises WeightsError: registers, SwiGLU,
-    or no layout that knows the patch embedding and the positions.
+    no layout that knows the patch embedding and the positions, or an array with and without the prefix.
     """
     for pattern, what in REFUSED.items():
         if found := next((name for name in names if re.fullmatch(pattern, name)), None):
@@ -162,4 +162,8 @@ def recognise(names: Mapping[str, object], origin: str) -> tuple[str, Layout, di
         raise WeightsError(
             f"{origin} has none of the layouts of a tower; those of transformers' {wanted} are read. It has {some}, ..."
         )
-    return best[1:]
+    _, kind, layout, present = best
+    prefix = FAMILIES[kind].prefix
+    if double := next((name for name in names if prefix + name in names), None):
+        raise WeightsError(f'{origin} has {double} twice, also as {prefix}{double}; leave one of them out.')
+    return kind, layout, present

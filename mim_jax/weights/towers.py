@@ -8,7 +8,6 @@ CLS as it is. OpenCLIP and DINO's own code differ there (OpenCLIP anti-aliases, 
 from __future__ import annotations
 
 import functools
-import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,13 +22,15 @@ from flax import traverse_util
 
 from mim_jax.errors import Refused
 from mim_jax.models.towers import FEATURES, Tower
+from mim_jax.weights.beside import Settings, read_settings
 from mim_jax.weights.describe import Described, describe, parameter_shapes
 from mim_jax.weights.files import DTYPES, WeightsError, digest_file, find_file, tell_kind
 from mim_jax.weights.layout import to_ours
 from mim_jax.weights.resize import resize_positions
-from mim_jax.weights.tower_layouts import CLIP_MEAN, CLIP_STD, FAMILIES, POSITIONS
+from mim_jax.weights.tower_layouts import CLIP_MEAN, CLIP_STD, FAMILIES, POSITIONS, Family
 
 Grid = tuple[int, int]
+Statistics = tuple[float, float, float]
 KINDS = (*FAMILIES, 'random')
 
 
@@ -43,8 +44,8 @@ class Teacher:
     kind: str
     tower: Tower
     load: Callable[[], Any]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Statistics
+    std: Statistics
     summary: str
     path: Path | None = None
 
@@ -77,8 +78,9 @@ def open_teacher(
     """A teacher for a student of this image and patch size: as many patches, whatever its own patch size is.
 
     kind: one of KINDS; path: a safetensors file, or a folder with model.safetensors and, where transformers saved it,
-    config.json and preprocessor_config.json, which are then followed; dtype: of the tower's products and kernels, the other
-    parameters stay fp32; key: the setting that holds `path`, for messages; seed: of the random one. Raises WeightsError.
+    config.json and preprocessor_config.json, which are then followed (do_normalize false too); dtype: of the tower's products
+    and kernels, the other parameters stay fp32; key: the setting that holds `path`, for messages; seed: of the random one.
+    Raises WeightsError.
     """
     grid = (image_size // patch_size,) * 2
     if kind not in KINDS:
@@ -86,7 +88,7 @@ def open_teacher(
     if kind == 'random':
         return random_teacher(grid, patch_size, dtype, seed)
     file = _find(kind, path, key)
-    config, preprocessor = (_read_json(file.with_name(f'{name}config.json')) for name in ('', 'preprocessor_'))
+    config, preprocessor = (read_settings(file.with_name(f'{name}config.json')) for name in ('', 'preprocessor_'))
     with _opened(file) as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  not a dict
         header = {name: _describe_slice(file, name, one) for name, one in slices.items()}
@@ -95,7 +97,7 @@ def open_teacher(
         raise WeightsError(
             f'{file} holds a {found.kind} tower ({found.layout.name}): ask for that kind, or set {key} to a {kind} file.'
         )
-    family, tower = FAMILIES[kind], found.tower.clone(grid=grid, dtype=dtype)
+    tower, (mean, std) = found.tower.clone(grid=grid, dtype=dtype), _read_statistics(preprocessor, FAMILIES[kind])
 
     def load() -> Any:
         with _opened(file) as again:
@@ -106,8 +108,8 @@ def open_teacher(
         kind=kind,
         tower=tower,
         load=load,
-        mean=tuple(preprocessor.get('image_mean', family.mean)),
-        std=tuple(preprocessor.get('image_std', family.std)),
+        mean=mean,
+        std=std,
         summary=_summarise(found, tower, str(file)),
         path=file,
     )
@@ -126,7 +128,7 @@ def from_state_dict(
     """
     arrays = {name: np.asarray(array) for name, array in state.items()}
     header = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
-    found = describe(header, config or {}, 'The state dict')
+    found = describe(header, Settings('The config', config or {}), 'The state dict')
     tower = found.tower.clone(grid=grid or found.tower.grid, dtype=dtype)
     present = {name: arrays[theirs] for name, theirs in found.names.items()}
     return tower, _take_params(present, found, tower, 'The state dict')
@@ -229,11 +231,9 @@ def _describe_slice(file: Path, name: str, one: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(one.get_shape()), DTYPES[one.get_dtype()])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """What the file says, {} where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise WeightsError(f'{path} is not JSON ({error}); fetch it again.') from error
+def _read_statistics(preprocessor: Settings, family: Family) -> tuple[Statistics, Statistics]:
+    """Mean and deviation of the images that a tower expects; 0 and 1, which change nothing, where they are not normalised."""
+    mean, std = preprocessor.get('image_mean', family.mean), preprocessor.get('image_std', family.std)
+    if not preprocessor.get('do_normalize', True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return tuple(mean), tuple(std)

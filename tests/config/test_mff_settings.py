@@ -60,7 +60,7 @@ def test_a_crop_changes_nothing_but_the_crop():
 
 
 def test_on_pixmim_it_is_pixmim_with_mff():
-    """MFF_PixMIM has no released configuration (design/ambiguities 11): PixMIM's low-pass target and crop."""
+    """MFF_PixMIM has no released configuration: PixMIM's low-pass target and crop."""
     found = settings('pixmim.py', '--config.papers=mff')
     assert_settings(found, COMMON | MAE | SRC | {'pixmim.low_pass_radius': 40.0, 'optim.decay_exclude': 'mmpretrain'})
     assert_settings(found, {key: value for key, value in MFF.items() if key.startswith('mff.')})

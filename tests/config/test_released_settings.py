@@ -3,8 +3,7 @@
 Read from: facebookresearch/mae PRETRAIN.md and main_pretrain.py; microsoft/SimMIM configs/vit_base__800ep/
 simmim_pretrain__vit_base__img224__800ep.yaml and config.py; open-mmlab/mmselfsup configs/selfsup/pixmim (800 epochs);
 LightDXY/BootMAE README.md and run_pretraining.py; TencentARC/ConMIM README.md and run_conmim_pretraining.py;
-Alpha-VL/ConvMAE PRETRAIN.md and main_pretrain.py; facebookresearch/deit main.py. Collected in design/methods sections 1, 3,
-4, 8, 9, 10, 12.
+Alpha-VL/ConvMAE PRETRAIN.md and main_pretrain.py; facebookresearch/deit main.py.
 """
 
 from pathlib import Path

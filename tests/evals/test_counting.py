@@ -97,7 +97,7 @@ def test_top_five_of_fewer_classes():
 @pytest.mark.parametrize(('label', 'named'), [(CLASSES, 'label 12'), (-1, 'label -1')])
 def test_a_label_that_is_no_class_names_the_image(label, named):
     source = make_source(21)
-    source._labels[18] = label
+    source.labels[18] = label
     with pytest.raises(DataError, match=rf'^noise\[18\] \(index 18\) has {named}, .* 0 to 11'):
         count_correct(jax.jit(flat_logits), read(source), source=source)
     with pytest.raises(DataError, match=r'^Image 18 has label'):

@@ -128,7 +128,7 @@ def test_what_is_neither_is_refused(tmp_path):
 def test_nothing_there(tmp_path):
     write_safetensors(tmp_path / 'model_b.safetensors', ARRAYS, {})
     refuse(tmp_path / 'model.safetensors', 'There is no file', 'has: model_b.safetensors')
-    refuse(tmp_path, 'a folder without model.safetensors')
+    refuse(tmp_path, 'a folder without a file model.safetensors')
 
 
 def test_a_folder_of_transformers(tmp_path):

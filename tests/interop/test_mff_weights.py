@@ -9,7 +9,7 @@ from trained_runs import refuse, run_export, run_import, save_random_run, settin
 from mim_jax import export, import_weights
 from mim_jax.errors import Refused
 from mim_jax.interop.formats import export_format, formats_of, recognise
-from mim_jax.interop.runs import choose_arrays
+from mim_jax.interop.runs import build_recipe, choose_arrays, read_run_config
 from mim_jax.interop.transfer import export_arrays, import_arrays
 from mim_jax.methods import BASES
 from mim_jax.training.checkpoint import read_arrays
@@ -148,7 +148,7 @@ def test_everything_travels_in_our_own_file(run, tmp_path, capsys):
 
 def test_a_checkpoint_of_mmpretrain_begins_a_run(run, tmp_path, capsys):
     expected = params_of(run)
-    recipe = export.read_recipe(run)
+    recipe = build_recipe(read_run_config(run))
     state, left_out = export_arrays(expected, find_format(recipe, 'mmpretrain'), recipe)
     assert left_out == []
     write_safetensors(tmp_path / 'theirs.safetensors', state, {})

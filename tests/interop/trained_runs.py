@@ -22,15 +22,15 @@ STEPS = 8
 TINIER = TINY | {'steps': STEPS, 'checkpoint.every_steps': 4}
 
 
-def settings_of(base: str, **settings: Any) -> list[str]:
-    """--config and overrides of a tiny run of a base; '__' in a name is a dot."""
+def settings_of(base: str, /, **settings: Any) -> list[str]:
+    """--config and overrides of a tiny run; base: its file in configs; '__' in a setting's name is a dot."""
     every = {key: value for key, value in TINIER.items() if not key.startswith('mae.') or base == 'mae'}
     every |= {'bootmae.decoder_width': 16, 'bootmae.decoder_depth': 1} if base == 'bootmae' else {}
     every |= {key.replace('__', '.'): value for key, value in settings.items()}
     return ['--config', f'{ROOT}/configs/{base}.py:smoke', *(f'--config.{key}={value}' for key, value in every.items())]
 
 
-def train_run(workdir: Path, base: str, **settings: Any) -> str:
+def train_run(workdir: Path, base: str, /, **settings: Any) -> str:
     """What the train program says; it must finish."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -38,11 +38,14 @@ def train_run(workdir: Path, base: str, **settings: Any) -> str:
     return out.getvalue()
 
 
-def save_random_run(workdir: Path, base: str, **settings: Any) -> None:
-    """The folder of a run at steps 4 and 8 with arbitrary parameters, a teacher's unlike its student's. Compiles nothing."""
+def save_random_run(workdir: Path, base: str, classes: int = 0, /, **settings: Any) -> None:
+    """The folder of a run at steps 4 and 8 with arbitrary parameters, a teacher's unlike its student's. Compiles nothing.
+
+    classes: as many as its dataset would have had.
+    """
     _, spec, *overrides = settings_of(base, **settings)
     config, _ = read_config(spec, overrides)
-    program = make_program(build_recipe(config), make_mesh(devices=jax.devices()[:1]))
+    program = make_program(build_recipe(config, classes), make_mesh(devices=jax.devices()[:1]))
     folder, draw = Workdir(workdir, config), np.random.default_rng(0)
     checkpoints = Checkpoints(str(folder.checkpoints))
     for step in (4, STEPS):
@@ -60,7 +63,7 @@ def run_export(capsys: Any, run: Path, kind: str, out: Path, *more: str) -> str:
     return ended.out
 
 
-def run_import(capsys: Any, weights: Path, workdir: Path, base: str, *more: str, **settings: Any) -> str:
+def run_import(capsys: Any, weights: Path, workdir: Path, base: str, /, *more: str, **settings: Any) -> str:
     """What the import program says; it must succeed."""
     line = [*settings_of(base, **settings), '--weights', str(weights), '--workdir', str(workdir), *more]
     ended = call(capsys, line, import_weights.main)

@@ -242,6 +242,14 @@ def replace_side(recipe):
         ('mae', {'momentum': 1.5}, 'lut.momentum=1.5 must be at least 0 and at most 1'),
         ('mae', {'bn_images': -1}, 'lut.bn_images=-1 must not be negative'),
         ('mae', {'bn_images': 3000}, 'lut.bn_images=3000 does not divide the 4096 images'),
+        ('mae', {'bn_images': 1}, '1 image has no variance: lut.bn_images must be larger, or 0'),
+        ('mae', {'bn_images': 1, 'supervision': 'both'}, '1 image has no variance: lut.bn_images must be larger'),
+        (
+            'mae',
+            {'config': tiny_config(batch_size=4, accumulate=4)},
+            '1 image has no variance: batch_size / accumulate',
+        ),
+        ('mae', {'temperature': 0.2}, "lut.temperature=0.2 has no effect unless lut.distance='infonce'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(base, settings, sentence):
@@ -249,6 +257,11 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(base, settings, sentence):
         make(base, **settings)
     assert sentence in str(refused.value)
     assert str(refused.value).endswith('.')
+
+
+def test_tokens_have_a_variance_in_one_image():
+    recipe = make(config=tiny_config(batch_size=4, accumulate=4), supervision='token', bn_images=1)
+    assert np.isfinite(run_logs(recipe)['loss/lut'])
 
 
 def test_it_is_named_once():

@@ -1,5 +1,6 @@
 """MR-MAE's values: the mimic loss against equation 2, what is fused, which patches the teacher's attention keeps."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -22,6 +23,7 @@ from parity_rules import photographs
 from tiny_runs import PATCHES, QUICK, SIDE, VISIBLE
 
 from mim_jax.forward import evaluate
+from mim_jax.methods.lut import lut
 from mim_jax.methods.mr_mae import focus_scores, mr_mae, spread_levels
 from mim_jax.models.stages import AddStages
 from mim_jax.models.towers import FEATURES
@@ -159,8 +161,40 @@ def test_random_leaves_the_masks_of_the_base():
         assert focused.visible == plain.masking.visible
 
 
+@pytest.mark.parametrize('focus', ['topk', 'sample'])
+@pytest.mark.parametrize('supervision', ['token', 'both', 'context'])
+def test_views_of_one_crop_keep_disjoint_sets(focus, supervision):
+    """LUT's augmented view of the main crop is ranked by the plain one; that of a crop of its own by itself."""
+    recipe = lut(make_student('mae', focus=focus), supervision=supervision, head_width=8)
+    inverted = replace(recipe.views['lut'], photometric=lambda pixels, keys: 1.0 - pixels)
+    recipe = replace(recipe, views=recipe.views | {'lut': inverted})
+    pixels = jnp.asarray(photographs(SIDE, IMAGES))
+    crops = {crop: jnp.roll(pixels, place, axis=0) for place, crop in enumerate(recipe.crops)}
+
+    def read(parts):
+        forward = make_forward(recipe, parts, crops)
+        plans = {view: forward.plan(view).keep for view in recipe.views}
+        looks = {
+            view: forward.teacher(TEACHER).levels(view).attention(-1)[:, :, 0, 1:].mean(1) for view in recipe.views
+        }
+        return plans, looks
+
+    plans, looks = compute(read, make_parts(recipe))
+    assert (looks['main'] != looks['lut']).any()  # by itself it would be ranked in another way
+    together = [len({*main.tolist(), *second.tolist()}) for main, second in zip(*plans.values(), strict=True)]
+    if supervision == 'context':
+        assert together != [2 * VISIBLE] * IMAGES
+    else:
+        assert together == [2 * VISIBLE] * IMAGES
+    if focus == 'topk':
+        order = np.argsort(-looks['lut' if supervision == 'context' else 'main'], axis=1, kind='stable')
+        np.testing.assert_array_equal(plans['lut'], order[:, VISIBLE : 2 * VISIBLE])
+
+
 class Looks:
     """What focus_scores asks of a pass: attention f[H,1+N] of CLS in every one of B images, and noise."""
+
+    recipe = SimpleNamespace(views={'main': View('main')})
 
     def __init__(self, attention, noise):
         cls_rows = np.broadcast_to(attention, (len(noise), *attention.shape))[:, :, None]

@@ -21,6 +21,7 @@ from tiny_runs import QUICK, leaves, random_batch, random_state, start
 
 from mim_jax.errors import Refused
 from mim_jax.forward import evaluate
+from mim_jax.methods.lut import lut
 from mim_jax.methods.mff import mff
 from mim_jax.methods.mr_mae import mr_mae
 from mim_jax.methods.mto import mto
@@ -166,6 +167,21 @@ def test_it_commutes_with_the_other_papers(base):
     everything = mto(mff(add(plain)))
     assert everything.name == f'{base}+mr_mae+mff+mto'
     assert everything.roles() == mff(mto(add(plain))).roles()
+
+
+@pytest.mark.parametrize('base', BASES)
+def test_mimicry_alone_commutes_with_lut(base):
+    """What a base does is asked of its recipe, not of its losses, which are dropped here."""
+
+    def mimic(recipe):
+        return mr_mae(recipe, teachers=RANDOM, reconstruct_weight=0.0)
+
+    def steer(recipe):
+        return lut(recipe, head_width=8)
+
+    one, two = steer(mimic(make_base(base))), mimic(steer(make_base(base)))
+    assert one.objectives.keys() == two.objectives.keys() == {'mimic', 'lut'}
+    assert write_program(one) == write_program(two)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

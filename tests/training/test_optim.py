@@ -152,7 +152,7 @@ def test_scanned_blocks_decay_as_the_unrolled_ones():
 
 
 def test_presets_follow_their_sources():
-    """What the papers' codes do with one parameter of each sort (design/methods 12)."""
+    """What the papers' codes do with one parameter of each sort."""
     params = {
         'encoder': {
             'cls_token': jnp.zeros((1, 1, 4)),

@@ -1,0 +1,21 @@
+"""Top-1 and top-5 accuracy of a fine-tuned or probed run, counted again from its checkpoint.
+
+Command   python -m mim_jax.evaluate --checkpoint FINETUNED_RUN --config configs/eval/accuracy.py
+          another test split: --config.data.eval_split=test
+Expected  what the run counted when it ended, to the last image.
+"""
+
+from ml_collections import ConfigDict
+
+from mim_jax.config import apply_variants, default_config
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    config = default_config()
+    config.papers = ('accuracy',)
+    config.accuracy = ConfigDict(
+        {
+            'save_predictions': False,  # logits and labels of all images to predictions.npz
+        }
+    )
+    return apply_variants(config, variant)
