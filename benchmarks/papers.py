@@ -3,7 +3,8 @@
 ViT-B/16 at 224 pixels with the base's own configuration and data of noise: FLOPs of the compiled step (bf16 and unrolled, so
 that no loop body is counted once), temporaries at --memory images (default 256; nothing of that size is run), and seconds of a
 step of --batch images in fp32, the forms interleaved for --rounds, as ratios to the base. --tpu v5p:2x2x1 compiles memory for
-one chip of that TPU instead (needs libtpu), --skip-time and --skip-memory leave parts out.
+one chip of that TPU instead (needs libtpu), --papers lut,mff takes that stack alone, --skip-time and
+--skip-memory leave parts out.
 Numbers with machine and date: benchmarks/README.md.
 """
 
@@ -26,7 +27,7 @@ from mim_jax.training.assemble import make_program
 ROOT = Path(__file__).parents[1]
 # XLA:CPU orders a program for its threads, and so makes all layers' affinities again together; accelerators save memory.
 CPU_ORDER = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
-STACKS = ((), ('mff',), ('mto',), ('lut',), ('mff', 'mto'))
+STACKS = [(), ('mff',), ('mto',), ('lut',), ('mff', 'mto')]
 OVERRIDES: list[str] = []  # of the command line
 
 
@@ -118,9 +119,12 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--memory', type=int, default=256)
     parser.add_argument('--tpu', default='')
+    parser.add_argument('--papers', default='', help='one stack, such as lut,mff, in place of several')
     parser.add_argument('--skip-time', action='store_true')
     parser.add_argument('--skip-memory', action='store_true')
     options, OVERRIDES[:] = parser.parse_known_args()
+    if options.papers:
+        STACKS[1:] = [tuple(options.papers.split(','))]
     mesh = make_mesh(devices=jax.devices()[:1])
     print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.base}, ViT-B/16')
     if not options.skip_memory:

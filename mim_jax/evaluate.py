@@ -9,6 +9,7 @@ With --suite, all protocols of a suite file, and one table (see evals/suite.py).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shlex
 import time
@@ -20,13 +21,13 @@ from typing import Any
 import jax
 
 from mim_jax.command import describe_machine, explain_shortages, parse_arguments, run_program
-from mim_jax.config import bind_method, check_config, load_config
+from mim_jax.config import bind_method, check_config, load_config, to_json
 from mim_jax.errors import ConfigError, Refused
 from mim_jax.evals.inherit import inherit_classifier, inherit_run
 from mim_jax.evals.network import Task, read_network
 from mim_jax.evals.protocols import DIRECT, OF_CLASSIFIER, OF_ENCODER
 from mim_jax.evals.subject import Subject
-from mim_jax.evals.suite import read_suite, run_suite
+from mim_jax.evals.suite import RESULTS, Row, read_suite, run_suite
 from mim_jax.interop.origin import Origin, begin_from, read_origin
 from mim_jax.interop.runs import read_run_config
 from mim_jax.methods import METHODS, PROTOCOLS, build
@@ -34,8 +35,6 @@ from mim_jax.parallel.mesh import make_mesh
 from mim_jax.train import read_summary, report, train
 from mim_jax.training.loggers import replace_file
 from mim_jax.training.workdir import Workdir
-
-RESULTS = 'results.json'
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,27 +50,35 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument('--config', help='configs/eval/knn.py, or configs/eval/finetune.py:cifar10')
     wanted.add_argument('--suite', help='configs/eval/suite.py: several protocols, and one table')
+    parser.add_argument('--from-scratch', action='store_true', help='fine-tune random weights: the control')
     parser.add_argument('--workdir', type=Path, help='folder of the results; without it one in RUN/evals')
     options, overrides = parse_arguments(arguments, parser)
     with explain_shortages():
         origin = read_origin(options.checkpoint, options.step, options.teacher)
+        which = [f'step_{options.step}'] if options.step is not None else []
+        which += [options.teacher] if options.teacher else []
         if options.config:
-            workdir = options.workdir or origin.folder / name_of(options.config, overrides)
-            return evaluate(origin, options.config, overrides, workdir)[0]
+            which += ['from_scratch'] if options.from_scratch else []
+            workdir = options.workdir or origin.folder / name_of(options.config, overrides, which)
+            return evaluate(origin, options.config, overrides, workdir, options.from_scratch)[0]
         rows = read_suite(options.suite)
-        folder = options.workdir or origin.folder / Path(options.suite).stem
+        for row in rows:  # a misspelt key is told before the first of them runs
+            for _, own, _ in row.runs():
+                load_config(row.config, [*own, *overrides], {**METHODS, **DIRECT})
+        folder = options.workdir or origin.folder / '-'.join([Path(options.suite).stem, *which])
 
-        def run(spec: str, own: Sequence[str], workdir: Path, of: Path | None) -> tuple[int, dict[str, Any]]:
-            return evaluate(read_origin(of) if of else origin, spec, [*own, *overrides], workdir)
+        def run(row: Row, own: Sequence[str], workdir: Path, tested: Path | None) -> tuple[int, dict[str, Any]]:
+            of = read_origin(tested) if tested else origin
+            return evaluate(of, row.config, [*own, *overrides], workdir, row.from_scratch, again=False)
 
         return run_suite(rows, folder, run, report)
 
 
-def name_of(spec: str, overrides: Sequence[str]) -> str:
-    """The folder of a protocol's results: its config file, variants and overrides."""
+def name_of(spec: str, overrides: Sequence[str], which: Sequence[str] = ()) -> str:
+    """The folder of a protocol's results: its config file, variants and overrides, and what of the run was asked for."""
     path, _, variants = spec.partition(':')
     changed = [override.removeprefix('--config.') for override in overrides if not is_place(override)]
-    parts = [Path(path).stem, *filter(None, variants.split(',')), *changed]
+    parts = [Path(path).stem, *filter(None, variants.split(',')), *changed, *which]
     return '-'.join(part.replace('/', '_') for part in parts)
 
 
@@ -93,6 +100,11 @@ def read_protocol(origin: Origin, spec: str, overrides: Sequence[str]) -> tuple[
             'stand. The files in configs/eval do.'
         )
     config = inherit_run(config.unlock(), origin.config, spec, overrides)
+    if name not in OF_CLASSIFIER and origin.config.get('finetune', {}).get('pool') == 'mean':
+        raise Refused(
+            f'{origin.run} was fine-tuned with finetune.pool=mean, so its encoder has no final norm and no CLS to read: '
+            f'{name} tests the pre-training run.'
+        )
     if name in OF_CLASSIFIER:
         config = inherit_classifier(config, origin.config, overrides)
         if origin.teacher:
@@ -104,10 +116,21 @@ def read_protocol(origin: Origin, spec: str, overrides: Sequence[str]) -> tuple[
     return config.lock(), reference, name
 
 
-def evaluate(origin: Origin, spec: str, overrides: Sequence[str], path: Path) -> tuple[int, dict[str, Any]]:
-    """One protocol -> (exit status, what results.json says; {} when it was interrupted)."""
+def evaluate(
+    origin: Origin, spec: str, overrides: Sequence[str], path: Path, from_scratch: bool = False, again: bool = True
+) -> tuple[int, dict[str, Any]]:
+    """One protocol -> (exit status, what results.json says; {} when it was interrupted).
+
+    again: also where results.json has the same settings of the same checkpoint.
+    """
     config, reference, name = read_protocol(origin, spec, overrides)
-    checkpoint = origin.describe(encoder=name not in OF_CLASSIFIER)
+    if from_scratch and name != 'finetune':
+        raise ConfigError(f'{name} trains no encoder, so nothing of it begins from scratch; leave out --from-scratch.')
+    checkpoint = {'from_scratch': True} if from_scratch else origin.describe(encoder=name not in OF_CLASSIFIER)
+    settings = hashlib.sha256(to_json(config).encode()).hexdigest()
+    if not again and (done := read_results(path)) and (done['checkpoint'], done['settings']) == (checkpoint, settings):
+        report('Done before.')
+        return 0, done
     start, notes = time.monotonic(), {}
     workdir = Workdir(path, config)
     try:
@@ -116,7 +139,7 @@ def evaluate(origin: Origin, spec: str, overrides: Sequence[str], path: Path) ->
         elif name in OF_CLASSIFIER:
             status, (metrics, notes) = 0, test_classifier(origin, config, name, workdir)
         else:
-            if name == 'finetune':
+            if name == 'finetune' and not from_scratch:
                 begin_from(origin, config, workdir)
             status = train(config, reference, workdir)
             metrics = read_test(workdir)
@@ -126,8 +149,11 @@ def evaluate(origin: Origin, spec: str, overrides: Sequence[str], path: Path) ->
             'protocol': name,
             'config': shlex.join([spec, *overrides]),
             'checkpoint': checkpoint,
+            'settings': settings,
             'seed': config.seed,
-            'dataset': f'{config.data.source}:{config.data.name or config.data.dir}',
+            'dataset': {
+                key: config.data[key] for key in ('source', 'name', 'dir', 'split', 'share', 'list', 'eval_split')
+            },
             'metrics': metrics,
             **({'notes': notes} if notes else {}),
             'seconds': round(time.monotonic() - start, 1),
@@ -141,12 +167,18 @@ def evaluate(origin: Origin, spec: str, overrides: Sequence[str], path: Path) ->
     return 0, results
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """What results.json of a workdir says; {} where there is none."""
+    file = path / RESULTS
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
 def read_test(workdir: Workdir) -> dict[str, float]:
     """What a run counted at its end; of several classifiers, also the best, chosen on these very images."""
     logged = read_summary(workdir).get('metrics', {})
     found = {key.removeprefix('test/'): value for key, value in logged.items() if key.startswith('test/')}
     several = [value for key, value in found.items() if key.endswith('/top1') and not key.startswith('average/')]
-    return found | ({'best/top1': max(several)} if several else {})
+    return found | ({'best_on_test/top1': max(several)} if several else {})
 
 
 def test_encoder(origin: Origin, config: Any, name: str) -> dict[str, float]:

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         print(compare(recipe, form, state, arrays, account, options.image))
         workdir = Workdir(options.workdir, config)
         try:
-            save_first(program, arrays, workdir, str(weights.path))
+            save_first(program, arrays, workdir, {'weights': str(weights.path)})
         finally:
             workdir.close()
     print(f'Saved as step 0 in {options.workdir}. To go on:')

@@ -110,7 +110,7 @@ def draw_mixes(steps: int = STEPS) -> dict[str, np.ndarray]:
     mixes = []
     for step in range(steps):
         images = named_key(jax.random.key(0), 'step', jnp.int32(step), 'photometric', 'main')
-        key = jax.random.fold_in(jax.random.fold_in(images, 0), 1)  # the first image's, and then the batch's
+        key = jax.random.fold_in(jax.random.fold_in(images, 0), 2)  # the first image's, and then the batch's
         mixes.append(draw_mix(key, SIDE, FINETUNE['mixup'], FINETUNE['cutmix'], FINETUNE['switch_probability']))
     return {
         'weight': np.array([mix.weight for mix in mixes], np.float32),

@@ -14,9 +14,22 @@ SUITE = (
         'cached_probe',
         seeds=SEEDS,
     ),
-    Row('linear probe, mean of patches', 'configs/eval/linear_probe.py:small,pooled', 'best/top1'),
+    Row(
+        'linear probe, mean of patches, best of 4 rates on the test images',
+        'configs/eval/linear_probe.py:small,pooled',
+        'best_on_test/top1',
+    ),
     Row('fine-tuning, 10 epochs', f'{FINETUNE}:small', 'top1'),
-    Row('1 % of labels', f'{FINETUNE}:small,share_1', 'top1', ('--config.epochs=50.0',), seeds=SEEDS),
-    Row('10 % of labels', f'{FINETUNE}:small,share_10', 'top1', ('--config.epochs=20.0',)),
-    Row('corruptions, error', 'configs/eval/corruptions.py', 'mean_error', of='fine-tuning, 10 epochs'),
+    Row('the same from scratch', f'{FINETUNE}:small,scratch', 'top1', from_scratch=True),
+    Row(
+        '1 % of labels (one draw), 50 epochs',
+        f'{FINETUNE}:small,share_1',
+        'top1',
+        ('--config.epochs=50.0',),
+        seeds=SEEDS,
+    ),
+    Row('10 % of labels (one draw), 20 epochs', f'{FINETUNE}:small,share_10', 'top1', ('--config.epochs=20.0',)),
+    Row(
+        'corruptions, error of the fine-tuned', 'configs/eval/corruptions.py', 'mean_error', of='fine-tuning, 10 epochs'
+    ),
 )

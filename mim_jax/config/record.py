@@ -59,15 +59,17 @@ def check_same_run(config: ConfigDict, saved: ConfigDict) -> None:
 
     Free to change, because the batches, the masks and the update they give stay the same up to rounding:
     - mesh.*, accumulate, encoder.remat: how one global batch is spread over devices and time; masks and augmentation
-      are keyed by an example's global position. (BatchNorm in a head does see smaller batches when accumulate grows. With
-      encoder.drop_path accumulate is bound, as drop-path is drawn for a micro-batch.)
+      are keyed by an example's global position. (BatchNorm in a head does see smaller batches when accumulate grows.)
+      accumulate is bound where more than that is of a micro-batch: the draws of drop-path (encoder.drop_path), and in
+      finetune and linear_probe those of mixup and cutmix with their partners, and the probe's BatchNorm.
     - data.threads, data.workers, data.cache, data.dir: who fetches the same images, and from where.
     - data.on_bad_image: a run stopped by a broken image may go on without it; nothing before it changes.
     - mr_mae.*_weights, linear_probe.weights: where the files of frozen networks are; the checkpoint has their checksums.
     - log.*, checkpoint.*, probe.*, pictures.*: what is watched and kept; probes never touch the training state.
     Everything else would make the rest of the run a different experiment from its beginning.
     """
-    bound = ('accumulate',) if config.encoder.drop_path else ()  # drop-path is drawn for a micro-batch
+    by_micro_batch = config.encoder.drop_path or {'finetune', 'linear_probe'} & {*config.papers}
+    bound = ('accumulate',) if by_micro_batch else ()
     changed = {line: line.partition(':')[0] for line in difference(config, saved)}
     lines = [line for line, key in changed.items() if key in bound or not _is_free(key)]
     if lines:

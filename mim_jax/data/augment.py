@@ -36,7 +36,7 @@ class Crop:
         again. The crop of MAE's linear probe.
       'src': simple resized crop. The shorter side is resized to `size`, `padding` pixels are reflected on all four
         sides, a uniform window is cut. PixMIM's crop, and the one of MFF's released configs.
-      'center': the shorter side is resized to size*256/224, the middle is cut. An image of exactly size x size is
+      'center': the shorter side is resized to eval_resize(size), the middle is cut. An image of exactly size x size is
         returned as it is, so that CIFAR is evaluated on its own pixels. Nothing is random, `flip` does not apply.
     flip: mirror left-right with probability one half.
     rand_augment: applied last.
@@ -170,10 +170,18 @@ def resize_pad_and_crop(
     return padded[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
+def eval_resize(size: int) -> int:
+    """The shorter side before the middle `size` x `size` is cut: size * 256/224, truncated; above 224 size itself.
+
+    Source: facebookresearch/mae util/datasets.py (build_transform).
+    """
+    return size * 256 // 224 if size <= 224 else size
+
+
 def crop_center(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """Resize(size*256/224) and CenterCrop(size), the field's evaluation crop; the identity on size x size."""
+    """Resize(eval_resize(size)) and CenterCrop(size), MAE's evaluation crop; the identity on size x size."""
     if image.size == (size, size):
         return image
-    w, h = resized_shape(*image.size, round(size * 256 / 224))
+    w, h = resized_shape(*image.size, eval_resize(size))
     left, top = round((w - size) / 2), round((h - size) / 2)
     return image.resize((w, h), resample).crop((left, top, left + size, top + size))

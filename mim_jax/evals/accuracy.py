@@ -15,14 +15,13 @@ from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source
 from mim_jax.errors import DataError
 from mim_jax.evals.counting import count_correct
+from mim_jax.evals.features import eval_batch
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.networks import Networks
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
 from mim_jax.training.loop import Session, Watcher, period_of
 from mim_jax.training.state import TrainState
-
-BATCH = 256
 
 
 def make_predict(
@@ -50,7 +49,7 @@ def accuracy_watcher(session: Session, test: Source) -> Watcher:
     recipe, config, mesh = session.recipe, session.config, session.mesh
     predict = jax.jit(make_predict(recipe), out_shardings=replicated(mesh))
     crop = Crop('center', config.image_size, config.data.interpolation)
-    batch = -(-BATCH // mesh.size) * mesh.size
+    batch = eval_batch(mesh)
 
     def look(state: TrainState, step: int) -> Mapping[str, float]:
         del step
@@ -62,8 +61,13 @@ def accuracy_watcher(session: Session, test: Source) -> Watcher:
 
 
 def check_test(recipe: Recipe, test: Source) -> None:
-    """Raise DataError when the test split has classes that were not trained, or none."""
-    if not 0 < test.num_classes <= recipe.config.classes:
+    """Raise DataError unless the test split has exactly the classes of training: label k must mean the same in both.
+
+    Of a saved classifier that was given more classes than its dataset has, only their number is known, and fewer will do.
+    """
+    classes = recipe.config.classes
+    fewer = classes == recipe.config.get(recipe.papers[-1], {}).get('classes', 0) and 0 < test.num_classes < classes
+    if test.num_classes != classes and not fewer:
         raise DataError(
             f'{test.description} has {test.num_classes} classes, the training split {recipe.config.classes}: set '
             'data.eval_split to labelled images of the same classes.'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 
 from mim_jax.config import peak_lr
+from mim_jax.errors import ConfigError, UserError
 from mim_jax.evals.subject import Subject
 from mim_jax.models.batch_norm import BatchNorm
 from mim_jax.objectives.classify import cross_entropy
@@ -22,33 +24,49 @@ def cached_probe(
 ) -> dict[str, float]:
     """BatchNorm and a linear layer, trained as the linear probe is, on features of centre crops that are made once.
 
-    The optimizer, the schedule, the batch size and the epochs are the config's. rates: so many times optim.base_lr; the one
-    that is best on a random tenth of the training images is kept, the smallest of equals, and trained again on all of them.
-    Returns 'cached_probe', percent of the test images, and 'cached_probe_rate'.
+    The optimizer, the schedule, the batch size and the epochs are the config's; where there are fewer images than that, all
+    of them are the batch, by which optim.lr_scaling goes. rates: so many times optim.base_lr; the one that is best on a
+    random tenth of the training images is kept, the first of equals, and trained again on all of them. Returns
+    'cached_probe', percent of the test images, and 'cached_probe_rate'. Raises ConfigError for rates that are none, UserError
+    where even the best ended in logits that are not finite.
     """
+    if not rates or not all(type(rate) in (int, float) and 0 < rate < math.inf for rate in rates):
+        raise ConfigError(f'cached_probe.rates={tuple(rates)} must be one number above 0 or more.')
     train, test = subject.open()
     config = subject.recipe.config
     bank, queries = (subject.features(source, layer, pool, norm) for source in (train, test))
     rate = choose_rate(config, *bank, train.num_classes, rates) if len(rates) > 1 else float(rates[0])
-    predicted = train_head(config, *bank, queries[0], train.num_classes, rate)
-    return {'cached_probe': float(100.0 * np.mean(predicted == queries[1])), 'cached_probe_rate': rate}
+    logits = train_head(config, *bank, queries[0], train.num_classes, rate)
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f'The cached probe diverged at {rate} times optim.base_lr: its logits are not finite. Add smaller '
+            'cached_probe.rates.'
+        )
+    hits = logits.argmax(-1) == queries[1]
+    return {'cached_probe': float(100.0 * np.mean(hits)), 'cached_probe_rate': rate}
 
 
 def choose_rate(config: Any, x: np.ndarray, y: np.ndarray, classes: int, rates: tuple) -> float:
-    """The best of `rates` on a tenth of the training features f32[n,D], i32[n]; the test images play no part."""
+    """The best of `rates` on a tenth of the training features f32[n,D], i32[n]; the test images play no part.
+
+    One that diverges is worse than any other.
+    """
     order = np.random.default_rng(config.seed).permutation(len(x))
     held, fitted = order[: len(order) // 10], order[len(order) // 10 :]
-    scores = [
-        np.mean(train_head(config, x[fitted], y[fitted], x[held], classes, float(rate)) == y[held]) for rate in rates
-    ]
+    scores = []
+    for rate in rates:
+        logits = train_head(config, x[fitted], y[fitted], x[held], classes, float(rate))
+        scores.append(np.mean(logits.argmax(-1) == y[held]) if np.isfinite(logits).all() else -1.0)
     return float(rates[int(np.argmax(scores))])
 
 
 def train_head(
     config: Any, x: np.ndarray, y: np.ndarray, test_x: np.ndarray, classes: int, multiplier: float
 ) -> np.ndarray:
-    """The predicted classes i32[m] of test_x f32[m,D] after training on x f32[n,D], y i32[n]; seeded by config.seed."""
+    """Logits f32[m,K] of test_x f32[m,D] after training on x f32[n,D], y i32[n]; seeded by config.seed."""
     size = min(config.batch_size, len(x))
+    config = config.copy_and_resolve_references()
+    config.batch_size = size  # what the learning rate is scaled by
     per_epoch = len(x) // size
     epochs = max(1, round(config.epochs)) if not config.steps else -(-config.steps // per_epoch)
     optim = config.optim
@@ -86,4 +104,4 @@ def train_head(
         carry = run_epoch(carry, jax.random.fold_in(key, epoch + 1), x, y)
     params, _, stats = carry
     predict = partial(norm.apply, {'batch_stats': stats})
-    return np.asarray(jax.jit(lambda x: apply(params, predict(x)).argmax(-1))(jnp.asarray(test_x)))
+    return np.asarray(jax.jit(lambda x: apply(params, predict(x)))(jnp.asarray(test_x)))

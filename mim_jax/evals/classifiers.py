@@ -140,6 +140,8 @@ def corruptions(
             f'corruptions: {wrong[0] if wrong else "no severity"} cannot be made here; names are {", ".join(CORRUPTIONS)}, '
             'severities 1 to 5.'
         )
+    if limit < 0:
+        raise ConfigError(f'corruptions.limit={limit} must be a number of images, or 0 for all.')
     data = network.task.config.data
     test = cache_source(network.open_test(), data.cache, data.threads)
 

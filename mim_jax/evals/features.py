@@ -9,6 +9,13 @@ from jax.sharding import Mesh
 
 from mim_jax.parallel.hosts import to_global
 
+BATCH = 256
+
+
+def eval_batch(mesh: Mesh) -> int:
+    """Images that are evaluated at a time: 256, rounded up to a multiple of the devices."""
+    return -(-BATCH // mesh.size) * mesh.size
+
 
 def run_batches(
     compute: Callable[[Any], Any], batches: Iterable[Mapping[str, Any]], mesh: Mesh | None = None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from mim_jax.config.names import assign, flatten
-from mim_jax.config.variants import DATASETS
+from mim_jax.config.tree import default_config
+from mim_jax.config.variants import DATASETS, MODEL
 from mim_jax.errors import ConfigError
 
 SIZES = ('patch_size', 'width', 'depth', 'heads')
-DATASET = ('source', 'name', 'dir', 'split', 'eval_split')
+DATASET = ('source', 'name', 'dir', 'split', 'eval_split', 'flip')
 ENCODER_ONLY = ('base', *(f'encoder.{name}' for name in SIZES))
 SETTLED = ('image_size', 'data.mean', 'data.std', 'data.interpolation')  # when a classifier was trained
 WITHOUT_POSITIONS = ('simmim', 'conmim')  # only relative ones, always trained
@@ -20,16 +22,21 @@ WITHOUT_POSITIONS = ('simmim', 'conmim')  # only relative ones, always trained
 def inherit_run(config: ConfigDict, run: ConfigDict, spec: str, overrides: Sequence[str]) -> ConfigDict:
     """The protocol's config about the run's encoder; changes and returns `config`.
 
-    The base and the encoder's sizes are always the run's. So are the dataset, the image size and the statistics of the
-    pixels, unless the command line says otherwise, by a variant that names a dataset or by an override.
-    Raises ConfigError when an override would change the encoder.
+    The base and the encoder's sizes are always the run's. So are the dataset, whether it is flipped, the image size and the
+    statistics of the pixels, unless the protocol or the command line says otherwise: by a variant that names a dataset or
+    sets one of its keys, or by an override. Raises ConfigError for what would change the encoder, or its grid in a protocol
+    that does not train it.
     """
     given = {override.partition('=')[0].removeprefix('--config.') for override in overrides}
     for key in ENCODER_ONLY:
         if key in given:
             raise ConfigError(f'{key} is what --checkpoint holds, and cannot be set in its evaluation.')
     variants = {part.strip() for part in spec.partition(':')[2].split(',')}
+    if sizes := [part for part in variants if re.fullmatch(MODEL, part)]:
+        raise ConfigError(f'The encoder is what --checkpoint holds; leave out the variant {sizes[0]}.')
     other_dataset = bool(variants & DATASETS.keys() or given & {'data.source', 'data.name'})
+    plain = default_config().data
+    said = {name for name in DATASET if other_dataset or config.data[name] != plain[name]}
     if config.base in config:
         del config[config.base]
     config.base = run.base
@@ -39,11 +46,15 @@ def inherit_run(config: ConfigDict, run: ConfigDict, spec: str, overrides: Seque
         config.encoder[name] = run.encoder[name]
     if 'finetune' not in config.papers or run.base in WITHOUT_POSITIONS:
         config.encoder.positions = run.encoder.positions
-    for name in ('mean', 'std', *(() if other_dataset else DATASET)):
-        if f'data.{name}' not in given:
+    for name in ('mean', 'std', *DATASET):
+        if f'data.{name}' not in given and name not in said:
             config.data[name] = run.data[name]
     if 'image_size' not in given:
         config.image_size = run.image_size
+    elif 'finetune' not in config.papers and config.image_size != run.image_size:
+        raise ConfigError(
+            f'image_size={config.image_size}: the encoder was trained at {run.image_size}, and only fine-tuning resizes it.'
+        )
     return config
 
 

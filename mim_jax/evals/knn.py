@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from mim_jax.errors import DataError, UserError
+from mim_jax.errors import ConfigError, DataError, UserError
 from mim_jax.parallel.mesh import AXES, batch_sharding, replicated
 
 NEIGHBOURS = (10, 20, 100, 200)
 HEADLINE = 20
+COLDEST = 0.02  # exp(1 / 0.02) = 5e21, of which any number can be added up in fp32; exp(1 / 0.01) is beyond it
 # Rows of the bank that are compared at once on a mesh, on any number of devices: the same products in the same shapes.
 BLOCK = 4096
 
@@ -181,6 +182,14 @@ def knn_accuracy(
     ks = tuple(dict.fromkeys([HEADLINE, *ks]))
     percents = knn_percents(train_x, train_y, test_x, test_y, num_classes, ks, temperature, chunk, mesh)
     return {'knn': percents[HEADLINE], 'knn_best': max(percents.values())}
+
+
+def check_vote(neighbours: Sequence[int], temperature: float) -> None:
+    """Raise ConfigError for votes that are none, or overflow: then every image would be of the first class."""
+    if not neighbours or not all(type(k) is int and k >= 1 for k in neighbours):
+        raise ConfigError(f'knn.neighbours={tuple(neighbours)} must be one whole number above 0 or more.')
+    if not COLDEST <= temperature < np.inf:
+        raise ConfigError(f'knn.temperature={temperature} must be finite and at least {COLDEST}; 0.07 is usual.')
 
 
 def check_rows(name: str, features: np.ndarray, labels: np.ndarray, num_classes: int) -> None:

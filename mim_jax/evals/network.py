@@ -18,18 +18,18 @@ from mim_jax.data.augment import Crop
 from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source, open_source
 from mim_jax.errors import DataError, Refused, WorkdirError
-from mim_jax.evals.accuracy import BATCH, check_test, make_predict
-from mim_jax.evals.features import run_batches
+from mim_jax.evals.accuracy import check_test, make_predict
+from mim_jax.evals.features import eval_batch, run_batches
 from mim_jax.methods import build
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import digest_frozen, load_frozen
 from mim_jax.training.checkpoint import read_arrays
+from mim_jax.training.classes import count_saved_classes
 from mim_jax.training.state import TrainState
 from mim_jax.training.workdir import CHECKPOINTS
 
 PARTS = ('params', 'batch_stats', 'teachers')
-HEADS = ('params/objectives/classify/', 'params/objectives/probe/')
 Rows = dict[str, np.ndarray]
 
 
@@ -91,8 +91,8 @@ class Network:
 
     def batches(self, source: Source, crop: Callable | None = None, limit: int = 0) -> Iterator[Mapping[str, Any]]:
         """All images, or `limit` random ones that the seed decides, in stored order, padded to whole batches."""
-        config, size = self.task.config, self.task.mesh.size
-        batch, data = -(-BATCH // size) * size, config.data
+        config, data = self.task.config, self.task.config.data
+        batch = eval_batch(self.task.mesh)
         return eval_batches(
             source, crop or self.crop, batch, limit or None, config.seed, data.threads, data.on_bad_image
         )
@@ -130,13 +130,13 @@ def read_network(run: Path, config: Any, step: int | None, task: Task) -> Networ
     Raises WorkdirError for a run without one, or of which the frozen encoder has changed; CheckpointError, Refused.
     """
     saved, step, extra = read_arrays(str(run / CHECKPOINTS), step, PARTS)
-    kernels = [array for path, array in saved.items() if path.startswith(HEADS) and path.endswith('/kernel')]
-    if not {'finetune', 'linear_probe'} & {*config.papers} or not kernels:
+    classes = count_saved_classes(saved)
+    if not {'finetune', 'linear_probe'} & {*config.papers} or not classes:
         raise WorkdirError(
             f'{run} holds no classifier; --checkpoint must be a fine-tuned run here, the --workdir of configs/eval/'
             'finetune.py.'
         )
-    recipe = build(config, 1_281_167, kernels[0].shape[-1])
+    recipe = build(config, 1_281_167, classes)
     for name, digest in digest_frozen(recipe).items():
         before = extra.get('frozen', {}).get(name, digest)
         if before != digest:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mim_jax.evals.cached import cached_probe
 from mim_jax.evals.classifiers import accuracy, corruptions, ensemble
-from mim_jax.evals.knn import NEIGHBOURS, knn_accuracy
+from mim_jax.evals.knn import NEIGHBOURS, check_vote, knn_accuracy
 from mim_jax.evals.ridge import ridge_accuracy
 from mim_jax.evals.robust_protocol import robustness
 from mim_jax.evals.subject import Subject
@@ -25,7 +25,11 @@ def knn(
     neighbours: tuple = NEIGHBOURS,
     temperature: float = 0.07,
 ) -> dict[str, float]:
-    """DINO's k-NN over the whole training split. pool, norm, layer: as linear_probe's; the others: see knn_accuracy."""
+    """DINO's k-NN over the whole training split. pool, norm, layer: as linear_probe's; the others: see knn_percents.
+
+    Raises ConfigError for neighbours or a temperature that nobody can vote with.
+    """
+    check_vote(neighbours, temperature)
     train, test = subject.open()
     bank, queries = (subject.features(source, layer, pool, norm) for source in (train, test))
     subject.report(f'Features of {len(bank[0]):,} training and {len(queries[0]):,} test images.')

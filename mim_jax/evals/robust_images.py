@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mim_jax.data.augment import resized_shape
+from mim_jax.data.augment import eval_resize, resized_shape
 from mim_jax.data.sources import Source, open_source
 from mim_jax.data.subsets import SubsetSource, read_labels, read_names, read_rows
 from mim_jax.errors import ConfigError, DataError
@@ -41,7 +41,7 @@ class SetCrop:
         if self.transform == 'center_cut_border':
             image = Image.fromarray(cut_border(np.asarray(image)))
         if self.transform != 'center_only':
-            shape = resized_shape(*image.size, round(self.size * 256 / 224))
+            shape = resized_shape(*image.size, eval_resize(self.size))
             image = image.resize(shape, Image.Resampling.BICUBIC)
         width, height = image.size
         if min(width, height) < self.size:

@@ -19,15 +19,13 @@ from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source, open_source
 from mim_jax.data.subsets import open_training
 from mim_jax.errors import DataError
-from mim_jax.evals.features import extract_features
+from mim_jax.evals.features import eval_batch, extract_features
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.methods.linear_probe import frozen_encoder, pool_tokens
 from mim_jax.networks import Networks
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe, View
 from mim_jax.weights.encoders import load_encoder
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,6 @@ class Subject:
     def encoder(self) -> Any:
         """For whole images, blocks apart, as they are in the file."""
         return frozen_encoder(self.recipe)
-
-    @property
-    def batch(self) -> int:
-        """Images encoded at a time: a multiple of the devices."""
-        return -(-BATCH // self.mesh.size) * self.mesh.size
 
     def open(self) -> tuple[Source, Source]:
         """The protocol's training images, and those it is tested on. Raises DataError where they share no classes."""
@@ -79,6 +72,6 @@ class Subject:
         config = recipe.config
         crop = Crop('center', config.image_size, config.data.interpolation)
         batches = eval_batches(
-            source, crop, self.batch, None, config.seed, config.data.threads, config.data.on_bad_image
+            source, crop, eval_batch(self.mesh), None, config.seed, config.data.threads, config.data.on_bad_image
         )
         return extract_features(lambda images: run(self.parameters, images), batches, self.mesh)

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mim_jax.errors import ConfigError, DataError, Refused
+from mim_jax.errors import ConfigError, DataError, UserError
 from mim_jax.training.loggers import replace_file
 
 RESULTS, TABLE = 'results.json', 'results.md'
@@ -24,7 +24,8 @@ class Row:
 
     config: 'configs/eval/finetune.py:cifar10'; overrides: '--config.key=value' each; metric: which of its results; grid:
     {key: values}, of which all combinations are run, and the best, and mean and spread of all, are reported; seeds: each is
-    a run; of: the row above whose runs are tested, seed by seed, in place of the encoder; paper: the published figure.
+    a run; of: the row above whose runs are tested, seed by seed, in place of the encoder; from_scratch: fine-tuning begins
+    with random weights; paper: the published figure.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Row:
     grid: Mapping[str, tuple] | None = None
     seeds: tuple[int, ...] = (0,)
     of: str = ''
+    from_scratch: bool = False
     paper: str = ''
 
     def runs(self) -> list[tuple[str, tuple[str, ...], int]]:
@@ -63,10 +65,15 @@ def read_suite(path: str) -> tuple[Row, ...]:
     if not file.is_file():
         raise ConfigError(f"There is no suite file '{path}'; configs/eval/suite.py is one.")
     module = types.ModuleType(file.stem)
-    exec(compile(file.read_text(), path, 'exec'), module.__dict__)
+    try:
+        exec(compile(file.read_text(), path, 'exec'), module.__dict__)
+    except Exception as error:
+        raise ConfigError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
     rows = getattr(module, 'SUITE', None)
-    if not rows or not all(isinstance(row, Row) for row in rows):
-        raise ConfigError(f'{path} must define SUITE, a sequence of mim_jax.evals.suite.Row.')
+    if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, Row) and row.seeds for row in rows):
+        raise ConfigError(
+            f'{path} must define SUITE, a sequence of mim_jax.evals.suite.Row, each with a seed: SUITE = (Row(...),)'
+        )
     if len({row.folder(0) for row in rows}) < len(rows):
         raise ConfigError(f'{path} has two rows of one name; rename one: {", ".join(row.name for row in rows)}.')
     above: dict[str, Row] = {}
@@ -83,53 +90,43 @@ def read_suite(path: str) -> tuple[Row, ...]:
 def run_suite(
     rows: Sequence[Row],
     folder: Path,
-    run: Callable[[str, Sequence[str], Path, Path | None], tuple[int, dict[str, Any]]],
+    run: Callable[[Row, Sequence[str], Path, Path | None], tuple[int, dict[str, Any]]],
     report: Callable[[str], None],
 ) -> int:
-    """Every row by run(config, overrides, workdir, run to test or None), then a table. Returns an exit status.
+    """Every row by run(row, overrides, workdir, run to test or None), then a table. Returns an exit status.
 
-    results.json and results.md in `folder` grow row by row. A row that this dataset or encoder does not allow (DataError,
-    Refused) stands in the table with its reason. An interrupted run ends the suite with its status, and the same command
-    goes on there.
+    results.json and results.md in `folder` grow row by row. A row that cannot be run, with this dataset or this encoder or
+    because its training diverged, stands in the table with its reason (UserError). An interrupted run ends the suite with
+    its status, and the same command goes on there; `run` gives back what was done before.
     """
     lines: list[dict[str, Any]] = []
     named = {row.name: row for row in rows}
     for row in rows:
-        found, reason = [], ''
+        found, reason, checkpoint = [], '', {}
         for name, overrides, seed in row.runs():
             tested = folder / named[row.of].folder(seed) if row.of else None
-            if tested and not (tested / RESULTS).exists():
-                reason = f'there is no run of {row.of}'
-                break
+            report(f'{row.name}: {shlex.join([row.config, *overrides])}')
             try:
-                status, results = do_once(row, overrides, folder / name, tested, run, report)
-            except (DataError, Refused) as error:
+                if tested and not (tested / RESULTS).exists():
+                    raise DataError(f'there is no run of {row.of}')
+                status, results = run(row, overrides, folder / name, tested)
+            except UserError as error:
                 reason = str(error)
+                report(f'{row.name} is left out: {reason}')
                 break
             if status:
                 return status
             if row.metric not in results['metrics']:
-                known = ', '.join(results['metrics'])
-                raise ConfigError(f"'{row.name}': {row.config} has no {row.metric}, but {known}.")
+                raise ConfigError(
+                    f"'{row.name}': {row.config} has no {row.metric}, but {', '.join(results['metrics'])}."
+                )
             found.append(results['metrics'][row.metric])
-        if reason:
-            report(f'{row.name} is left out: {reason}')
-        lines.append(summarise(row, found, reason))
+            checkpoint = results['checkpoint']
+        lines.append(summarise(row, found, reason) | {'checkpoint': checkpoint})
         write_table(folder, lines)
     report((folder / TABLE).read_text())
     report(f'Wrote {folder / RESULTS} and {folder / TABLE}.')
     return 0
-
-
-def do_once(
-    row: Row, overrides: Sequence[str], workdir: Path, tested: Path | None, run: Callable, report: Callable
-) -> tuple[int, dict[str, Any]]:
-    """(exit status, results) of one run, read where it was done before."""
-    done = workdir / RESULTS
-    report(f'{row.name}: {shlex.join([row.config, *overrides])}{", done before" if done.exists() else ""}')
-    if done.exists():
-        return 0, json.loads(done.read_text())
-    return run(row.config, overrides, workdir, tested)
 
 
 def summarise(row: Row, found: Sequence[float], reason: str) -> dict[str, Any]:
@@ -148,13 +145,17 @@ def write_table(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """results.json and results.md, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / RESULTS, json.dumps(list(lines), indent=2) + '\n')
-    table = ['| protocol | metric | result | runs | paper |', '|---|---|---|---|---|']
+    tested = next((line['checkpoint'] for line in lines if 'run' in line['checkpoint']), {})
+    about = ', '.join(
+        f'{key} {tested[key]}' for key in ('recipe', 'run', 'step', 'teacher') if tested.get(key) is not None
+    )
+    table = [f'Tested: {about}.', '', '| protocol | metric | result | runs | paper |', '|---|---|---|---|---|']
     for line in lines:
         if 'left_out' in line:
             result, runs = f'not run: {line["left_out"]}', 0
         else:
             result, runs = f'{line["mean"]:.2f}', len(line['values'])
             result += '' if line['deviation'] is None else f' ± {line["deviation"]:.2f}'
-            result += f', best {line["best"]:.2f}' if 'best' in line else ''
+            result += f', best on test {line["best"]:.2f}' if 'best' in line else ''
         table.append(f'| {line["name"]} | {line["metric"]} | {result} | {runs} | {line["paper"]} |')
     replace_file(folder / TABLE, '\n'.join(table) + '\n')

@@ -14,7 +14,7 @@ from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source
 from mim_jax.errors import ConfigError, DataError
 from mim_jax.evals.accuracy import accuracy_watcher
-from mim_jax.evals.features import extract_features
+from mim_jax.evals.features import eval_batch, extract_features
 from mim_jax.evals.knn import knn_accuracy
 from mim_jax.evals.reconstruct import reconstruction_grid
 from mim_jax.evals.ridge import few_shot, ridge_accuracy
@@ -27,8 +27,6 @@ from mim_jax.training.curves import draw_curves
 from mim_jax.training.loggers import read_events
 from mim_jax.training.loop import Session, Watcher, period_of
 from mim_jax.training.state import TrainState
-
-PROBE_BATCH = 256
 
 
 def make_watchers(session: Session, train: Source, test: Source | None) -> list[Watcher]:
@@ -73,7 +71,7 @@ def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[Tr
     config, probe = session.config, session.config.probe
     encode = jax.jit(make_encode(session.recipe, probe.pool), out_shardings=replicated(session.mesh))
     crop = Crop('center', config.image_size, config.data.interpolation)
-    batch = -(-PROBE_BATCH // session.mesh.size) * session.mesh.size
+    batch = eval_batch(session.mesh)
 
     def look(state: TrainState, step: int) -> dict[str, float]:
         del step

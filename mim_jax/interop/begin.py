@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,12 +27,14 @@ def wanted_arrays(program: Program, part: str) -> dict[str, jax.ShapeDtypeStruct
     return {path: leaf for path, leaf in leaves.items() if part == 'all' or path.startswith('encoder/')}
 
 
-def save_first(program: Program, arrays: Arrays, workdir: Workdir, origin: str) -> None:
-    """The checkpoint of step 0 with these arrays in it. Teachers become copies of the student. origin: where from.
+def save_first(program: Program, arrays: Arrays, workdir: Workdir, origin: Mapping[str, Any]) -> None:
+    """The checkpoint of step 0 with these arrays in it. Teachers become copies of the student.
+
+    origin: where they are from, {'weights': path} and what else tells them from others.
 
     imported.json, which is there before the checkpoint, keeps the run from ever beginning with random weights instead.
     """
-    replace_file(workdir.path / IMPORTED, json.dumps({'weights': origin}) + '\n')
+    replace_file(workdir.path / IMPORTED, json.dumps(dict(origin)) + '\n')
     state = program.init()
     params, batch_stats = (replace_leaves(tree, arrays) for tree in (state.params, state.batch_stats))
     teachers = {
@@ -43,7 +46,7 @@ def save_first(program: Program, arrays: Arrays, workdir: Workdir, origin: str) 
     }
     state = state.replace(params=params, batch_stats=batch_stats, teachers=teachers)
     # Without a dataset: the first training session binds the run to its own.
-    extra = {'wall_seconds': 0.0, 'owed': False, 'dataset': None, 'bad_images': {}, 'imported': origin}
+    extra = {'wall_seconds': 0.0, 'owed': False, 'dataset': None, 'bad_images': {}, 'imported': origin['weights']}
     checkpoints = Checkpoints(str(workdir.checkpoints), program.recipe.config.checkpoint.keep)
     try:
         checkpoints.save(0, to_tree(state), extra)

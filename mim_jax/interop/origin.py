@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +20,10 @@ from mim_jax.interop.transfer import TABLE
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.tokens import sincos_positions
 from mim_jax.training.assemble import make_program, open_run
-from mim_jax.training.checkpoint import Checkpoints, find_step, read_arrays
-from mim_jax.training.workdir import CHECKPOINTS, Workdir
+from mim_jax.training.checkpoint import Checkpoints, find_step, read_arrays, read_digest
+from mim_jax.training.workdir import CHECKPOINTS, IMPORTED, Workdir
 from mim_jax.weights.encoders import save_encoder
-from mim_jax.weights.files import digest_file, read_weights
+from mim_jax.weights.files import digest_file, read_metadata, read_weights
 from mim_jax.weights.layout import Arrays
 from mim_jax.weights.resize import resize_positions, square_grid
 
@@ -49,14 +50,19 @@ class Origin:
         return '+'.join((self.config.base, *self.config.papers))
 
     @cached_property
+    def digest(self) -> str:
+        """Of the checkpoint; another run in the same folder has another."""
+        return read_digest(str(self.run / CHECKPOINTS), self.step)
+
+    @cached_property
     def weights(self) -> Path:
-        """The encoder's file, RUN/evals/encoder_step_<step>.safetensors, written once.
+        """The encoder's file, RUN/evals/encoder_step_<step>.safetensors, written once for each checkpoint.
 
         Raises WorkdirError, CheckpointError, Refused.
         """
         file = self.folder / f'encoder_step_{self.step}{f"_{self.teacher}" if self.teacher else ""}.safetensors'
-        if not file.exists():
-            about = {'run': str(self.run), 'step': str(self.step), 'format': 'mim_jax'}
+        if not file.exists() or read_metadata(file).get('checkpoint') != self.digest:
+            about = {'step': str(self.step), 'checkpoint': self.digest, 'format': 'mim_jax'}
             save_encoder(file, self._read_encoder(), about)
         return file
 
@@ -75,6 +81,7 @@ class Origin:
     def describe(self, encoder: bool = True) -> dict[str, Any]:
         """What results say of it; with the checksum of the encoder's file where the encoder is all that is read."""
         about = {'run': str(self.run), 'recipe': self.recipe, 'step': self.step, 'teacher': self.teacher}
+        about['digest'] = self.digest
         return about | ({'sha256': digest_file(self.weights)} if encoder else {})
 
 
@@ -89,8 +96,10 @@ def begin_from(origin: Origin, config: Any, workdir: Workdir) -> None:
     Positions and tables of relative biases are resized to its grid. Fixed positions that are trained from here on start
     from the table of the grid they were trained with. Raises WorkdirError when anything of the encoder has no place.
     """
+    mine = {'checkpoint': origin.digest, 'teacher': origin.teacher, 'weights': str(origin.weights)}
     with contextlib.closing(Checkpoints(str(workdir.checkpoints))) as begun:  # removes what a killed save has left
         if begun.steps():
+            check_begun_with(workdir.path, mine)
             return
     recipe, _ = open_run(config)
     program = make_program(recipe, make_mesh(config.mesh.data, config.mesh.fsdp))
@@ -105,7 +114,18 @@ def begin_from(origin: Origin, config: Any, workdir: Workdir) -> None:
     wrong = [path for path in sorted(wanted.keys() | arrays.keys()) if wanted.get(path) != _shape(arrays, path)]
     if wrong:
         raise WorkdirError(f'The encoder of {origin.run} does not fit: {", ".join(wrong)}.')
-    save_first(program, arrays, workdir, str(origin.weights))
+    save_first(program, arrays, workdir, mine)
+
+
+def check_begun_with(workdir: Path, mine: dict[str, Any]) -> None:
+    """Raise WorkdirError where the run of a workdir began with another checkpoint's encoder, or with random weights."""
+    file = workdir / IMPORTED
+    theirs = json.loads(file.read_text()) if file.exists() else {}
+    if any(theirs.get(key) != mine[key] for key in ('checkpoint', 'teacher')):
+        raise WorkdirError(
+            f'{workdir} holds a fine-tuning that began with {theirs.get("weights", "random weights")}, not with '
+            f'{mine["weights"]} as it is now. Choose another --workdir, or delete that one.'
+        )
 
 
 def _shape(arrays: Arrays, path: str) -> tuple[int, ...] | None:

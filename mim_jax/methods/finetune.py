@@ -131,8 +131,8 @@ def plain_encoder(recipe: Recipe) -> Any:
 
 
 def batch_key(keys: jax.Array) -> jax.Array:
-    """The key of what a micro-batch shares: that of its first image, and then away from what that image draws."""
-    return jax.random.fold_in(keys[0], 1)
+    """The key of what a micro-batch shares, from that of its first image: erasing splits that in two, which are 0 and 1."""
+    return jax.random.fold_in(keys[0], 2)
 
 
 def mean_of_patches(forward: Forward) -> jax.Array:

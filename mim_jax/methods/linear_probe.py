@@ -9,8 +9,8 @@ Where we differ from that code:
 - A whole row of learning rates can be tried in one pass: a classifier for each of `rates`, which share the features. Adding
   up their losses trains each as if it were alone.
 - Other encoders: SimMIM's probe reads block 8, the mean of patch tokens, no norm (layer=8, pool='mean', norm='none';
-  microsoft/SimMIM issue 14); BootMAE's block 9. MCMAE and MAE's own global-pool variant read the mean of the patches, then a
-  norm that has just been made (pool='mean', norm='fresh').
+  microsoft/SimMIM issue 14). MCMAE, BootMAE and MAE's own global-pool variant read the mean of the patches, then a norm that
+  has just been made (pool='mean', norm='fresh'); BootMAE's block 9 in its README, block 10 in its script (layer=9, 10).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ checkpoint of another model (an error) from a damaged one (the previous one is u
 """
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -182,6 +183,17 @@ def find_step(directory: str, step: int | None = None) -> int:
     if not steps or step not in (None, *steps):
         raise CheckpointError(f'No checkpoint{"" if step is None else f" of step {step}"} in {root}; it has {steps}.')
     return steps[-1] if step is None else step
+
+
+def read_digest(directory: str, step: int) -> str:
+    """What tells a checkpoint from every other: the digest of its seal, which lists all arrays. Raises CheckpointError."""
+    path = epath.Path(directory) / str(step)
+    try:
+        return json.loads((path / 'seal' / 'metadata').read_text())['sha256']
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f'Checkpoint {path} is damaged: it has no seal ({error}). Ask for another step.'
+        ) from error
 
 
 def read_arrays(

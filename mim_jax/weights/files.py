@@ -74,6 +74,15 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(path, arrays, tuple(notes), metadata, half)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text in a safetensors file's header. Raises WeightsError where it is damaged."""
+    try:
+        with safetensors.safe_open(path, 'np') as file:
+            return file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f'{path} is truncated or damaged ({error}); delete it.') from error
+
+
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes {name: array} in one piece: `path` is the whole new file or what was there before."""
     with replacing(path) as temporary:

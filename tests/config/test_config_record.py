@@ -6,6 +6,7 @@ import sys
 from stand_ins import MAE, METHODS, ROOT, load, mistakes_of
 
 from mim_jax.config import check_same_run, default_config, difference, from_json, load_config, to_json
+from mim_jax.config.names import assign
 from mim_jax.errors import WorkdirError
 
 
@@ -45,6 +46,16 @@ def test_a_workdir_may_go_on_elsewhere_but_not_as_another_run():
     ):
         assert f'\n  {line}\n' in message
     assert 'log.every_steps' not in message
+
+
+def test_micro_batches_are_part_of_a_run_that_draws_for_them():
+    for key, value in (('encoder.drop_path', 0.1), ('papers', ('finetune',)), ('papers', ('linear_probe',))):
+        saved = default_config()
+        assign(saved, key, value)
+        now = saved.copy_and_resolve_references()
+        check_same_run(now, saved)
+        now.accumulate = 2
+        assert '\n  accumulate: 1 -> 2\n' in mistakes_of(lambda a=now, b=saved: check_same_run(a, b), WorkdirError)
 
 
 def test_the_configuration_needs_no_jax():

@@ -55,6 +55,21 @@ ROWS = {
 }
 
 
+# What rows have beside that, learning rates as they are used. MFF: mmpretrain's schedulers lower every layer to the same
+# end; SimMIM: config.py, lr_scheduler.py, its ViT-B's yaml (both ends times 2048 / 512); BootMAE and ConMIM: utils.py,
+# run_class_finetuning.py, whose warm-up begins at 0 whatever --warmup_lr is.
+USUAL = {
+    **{'schedule': 'cosine', 'clip_norm': 0.0, 'same_ends': False, 'min_lr': 1e-6, 'warmup_lr': 0.0},
+    'positions': 'learned',
+}
+RELEASED = {
+    'mff_released': {'same_ends': True},
+    'simmim': {'schedule': 'cosine_timm', 'clip_norm': 5.0, 'same_ends': True, 'min_lr': 1e-6, 'warmup_lr': 1e-6},
+    'bootmae': {'schedule': 'cosine_beit', 'positions': 'fixed'},
+    'conmim': {'schedule': 'cosine_beit'},
+}
+
+
 @pytest.mark.parametrize('variant', ROWS)
 def test_fine_tuning_recipes(variant):
     config = settings('finetune', variant)
@@ -68,6 +83,13 @@ def test_fine_tuning_recipes(variant):
     )
     assert found == pytest.approx(ROWS[variant])
     assert config.finetune.average == (0.9998 if variant == 'bootmae' else 0.0)
+    optim, wanted = config.optim, {**USUAL, **RELEASED.get(variant, {})}
+    start = optim.warmup_lr * peak_lr(config) / optim.base_lr
+    found = {
+        **{'schedule': optim.schedule, 'clip_norm': optim.clip_norm, 'same_ends': optim.same_ends},
+        **{'min_lr': optim.min_lr, 'warmup_lr': start, 'positions': config.encoder.positions},
+    }
+    assert found == pytest.approx(wanted)
 
 
 def test_what_fine_tuning_recipes_share():
@@ -110,6 +132,15 @@ def test_the_linear_probe_is_maes():
     }
     assert {key: found[key] for key in wanted} == wanted
     assert peak_lr(config) == pytest.approx(6.4)
+
+
+@pytest.mark.parametrize(
+    ('variant', 'read'),
+    [('simmim', (8, 'mean', 'none')), ('bootmae', (9, 'mean', 'fresh')), ('pooled', (0, 'mean', 'fresh'))],
+)
+def test_where_other_encoders_are_probed(variant, read):
+    probe = settings('linear_probe', variant).linear_probe
+    assert (probe.layer, probe.pool, probe.norm) == read
 
 
 @pytest.mark.parametrize(('path', 'variant'), [(path, v) for path in FILES for v in variants_of(path)])

@@ -15,6 +15,7 @@ from mim_jax.data.augment import (
     crop_center,
     draw_box,
     draw_window,
+    eval_resize,
     resize_pad_and_crop,
     resized_shape,
 )
@@ -162,6 +163,16 @@ def test_center_takes_the_middle_of_the_resized_image():
     image = picture(70, 50)
     resized = np.asarray(image.resize((44, 32), BICUBIC))  # 28 * 256 / 224 = 32, int(32 * 70 / 50) = 44
     np.testing.assert_array_equal(np.asarray(crop_center(image, 28, BICUBIC)), resized[2:30, 8:36])
+
+
+@pytest.mark.parametrize(
+    ('size', 'side'), [(32, 36), (96, 109), (160, 182), (224, 256), (225, 225), (384, 384), (448, 448)]
+)
+def test_center_is_maes_evaluation_crop(size, side):
+    assert eval_resize(size) == side == (int(size / (224 / 256)) if size <= 224 else int(size / 1.0))
+    image, margin = picture(side, side), round((side - size) / 2)
+    cut = np.asarray(crop_center(image, size, BICUBIC))
+    np.testing.assert_array_equal(cut, np.asarray(image)[margin : margin + size, margin : margin + size])
 
 
 def test_center_leaves_an_image_of_the_right_size_alone():

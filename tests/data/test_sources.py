@@ -124,6 +124,14 @@ def test_tfds_cifar10_stays_encoded_and_slices_natively():
 
 
 @needs_shared
+def test_tfds_splits_add_up():
+    data = section('tfds', name='cifar10', dir=str(SHARED))
+    both, test = open_source(data, 'train[:40]+test[:20]'), open_source(data, 'test[:20]')
+    assert len(both) == 60
+    assert both[40][:2] == test[0][:2]
+
+
+@needs_shared
 def test_tfds_cache_gives_rgb_arrays():
     test = cache_source(open_source(section('tfds', name='cifar10', dir=str(SHARED)), 'test[:40]'), 'always', 2)
     assert images_of(test).shape == (40, 32, 32, 3)

@@ -8,6 +8,7 @@ from tiny_runs import SIDE
 
 from mim_jax.data.sources import open_source
 from mim_jax.errors import ConfigError, DataError
+from mim_jax.evals.accuracy import check_test
 from mim_jax.evals.classifiers import corruptions
 from mim_jax.evals.corruptions import corrupt, describe_source
 from mim_jax.evals.robust_images import SetCrop
@@ -45,7 +46,23 @@ def test_corruptions_that_cannot_be_made(tmp_path):
         corruptions(network, names=('fog', 'frost'))
     with pytest.raises(ConfigError, match='6 cannot be made here'):
         corruptions(network, severities=(1, 6))
+    with pytest.raises(ConfigError, match='limit=-1 must be'):
+        corruptions(network, limit=-1)
     data, _ = validation(tmp_path, [1, 9])
     network, _ = make_network(tmp_path, 10, data)
     with pytest.raises(DataError, match=r'u8\[n,32,32,3\]'):
         corruptions(network)
+
+
+@pytest.mark.parametrize('classes', [9, 11])
+def test_other_classes_than_those_of_training_are_refused(tmp_path, classes):
+    network, _ = make_network(tmp_path, classes, {'source': 'digits', 'eval_split': 'test[:25]'})
+    with pytest.raises(DataError, match=f'has 10 classes, the training split {classes}'):
+        network.open_test()
+
+
+def test_a_classifier_that_was_asked_to_be_wider_may_see_fewer_classes(tmp_path):
+    network, _ = make_network(tmp_path, 11, {'source': 'digits', 'eval_split': 'test[:25]'})
+    with network.recipe.config.unlocked():
+        network.recipe.config.finetune.classes = 11
+    check_test(network.recipe, network.open_test())

@@ -1,113 +1,49 @@
 """`python -m mim_jax.evaluate`, end to end, on tiny runs on the embedded digits: every protocol, resume, suites, refusals."""
 
-import contextlib
-import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
-import program_runs
 import pytest
+from evaluate_runs import (
+    EVAL,
+    POOLED,
+    QUICK_FINETUNE,
+    STEPS,
+    TINY,
+    as_settings,
+    line,
+    make_runs,
+    refuse,
+    run_protocol,
+)
 from program_runs import (
     ROOT,
-    call,
     finish,
     half_written,
     kill,
     read_fingerprints,
     read_losses,
     read_summary,
-    share_compilations,
     snapshot,
 )
 
-from mim_jax import evaluate, train
-from mim_jax.command import read_config
+from mim_jax import evaluate
+from mim_jax.errors import WorkdirError
 from mim_jax.interop.origin import begin_from, read_origin
-from mim_jax.interop.runs import build_recipe
-from mim_jax.parallel.mesh import make_mesh
-from mim_jax.training.assemble import make_program
-from mim_jax.training.checkpoint import Checkpoints, read_arrays
-from mim_jax.training.state import to_tree
+from mim_jax.training.bound import check_random_start
+from mim_jax.training.checkpoint import read_arrays
 from mim_jax.training.workdir import Workdir
+from mim_jax.weights.encoders import save_encoder
 from mim_jax.weights.files import read_weights
-
-STEPS, EVAL = 8, ROOT / 'configs' / 'eval'
-TINY = {
-    'batch_size': 64,
-    'steps': 6,
-    'data.threads': 1,
-    'log.every_steps': 1,
-    'log.tensorboard': False,
-    'checkpoint.every_steps': 2,
-    'checkpoint.keep': 20,
-}
-QUICK_FINETUNE = {**TINY, 'optim.warmup_epochs': 0.1, 'data.rand_augment': ''}
-POOLED = ('--config.linear_probe.pool=mean', '--config.linear_probe.norm=none', '--config.linear_probe.layer=1')
-
-
-def pretrain(base):
-    """--config and overrides of a tiny run of a base."""
-    settings = {**program_runs.TINY, 'steps': STEPS, 'checkpoint.every_steps': 4}
-    named = {key: value for key, value in settings.items() if base == 'mae' or not key.startswith('mae.')}
-    return f'{ROOT}/configs/{base}.py:smoke', [f'--config.{key}={value}' for key, value in named.items()]
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """{base: workdir}: MAE, trained for eight steps, and SimMIM with arbitrary weights, which compiles nothing."""
-    share_compilations(tmp_path_factory)
-    folders = {base: tmp_path_factory.mktemp(base) / 'run' for base in ('mae', 'simmim')}
-    spec, overrides = pretrain('mae')
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert train.main(['--config', spec, '--workdir', str(folders['mae']), *overrides]) == 0
-    config, _ = read_config(*pretrain('simmim'))
-    program = make_program(build_recipe(config), make_mesh(devices=jax.devices()[:1]))
-    workdir, draw = Workdir(folders['simmim'], config), np.random.default_rng(0)
-    checkpoints = Checkpoints(str(workdir.checkpoints))
-    for step in (4, STEPS):
-        bare = to_tree(program.abstract.replace(root_key=()))
-        checkpoints.save(
-            step, jax.tree.map(lambda a: 0.1 * draw.normal(size=a.shape).astype(a.dtype), bare), {'dataset': None}
-        )
-    checkpoints.close()
-    workdir.close()
-    return folders
-
-
-def refuse(capsys, command, *words):
-    """The program ends with status 2 and one message, which says these words."""
-    ended = call(capsys, command, evaluate.main)
-    assert ended.status == 2, ended
-    assert ended.err.startswith('error: ')
-    assert ended.err.count('error: ') == 1
-    assert 'Traceback' not in ended.err + ended.out
-    for word in words:
-        assert word in ended.err, (word, ended.err)
-
-
-def line(run, protocol, workdir, *more, **settings):
-    """A command line; '__' in a setting's name is a dot."""
-    named = {key.replace('__', '.'): value for key, value in settings.items()}
-    flags = [f'--config.{key}={value}' for key, value in named.items()]
-    return ['--checkpoint', str(run), '--config', f'{EVAL}/{protocol}', '--workdir', str(workdir), *flags, *more]
-
-
-def as_settings(settings):
-    return {key.replace('.', '__'): value for key, value in settings.items()}
-
-
-def run_protocol(capsys, *arguments, **settings):
-    """(results, what was said); it must succeed."""
-    command = line(*arguments, **settings)
-    ended = call(capsys, command, evaluate.main)
-    assert (ended.status, ended.err) == (0, ''), ended
-    workdir = arguments[2]
-    assert f'Wrote {workdir}/results.json.' in ended.out
-    return json.loads((workdir / 'results.json').read_text()), ended.out
+    return make_runs(tmp_path_factory)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +72,8 @@ def test_protocols_of_a_frozen_encoder(base, protocol, metrics, runs, tmp_path, 
     about = results['checkpoint']
     assert (about['run'], about['recipe'], about['step'], about['teacher']) == (str(runs[base]), base, STEPS, None)
     assert len(about['sha256']) == 64
-    assert (results['seed'], results['dataset']) == (0, 'digits:')
+    assert (results['seed'], results['dataset']['source'], results['dataset']['split']) == (0, 'digits', 'train')
+    assert (len(about['digest']), len(results['settings'])) == (64, 64)
     assert results['config'].startswith(f'{EVAL}/{protocol}')
     assert {'seconds', 'versions', 'devices'} <= results.keys()
     assert f'{name} of {base} at step {STEPS}' in said
@@ -227,6 +164,32 @@ def test_a_first_checkpoint_that_was_cut_short_is_written_again(runs, tmp_path):
     assert step == 0
 
 
+def test_a_fine_tuning_of_another_checkpoint_is_another_run(runs, tmp_path, capsys):
+    """Its folder is not gone on with, nor reported, as that of what --checkpoint names now."""
+    origin = read_origin(runs['mae'], 4)
+    config, _, _ = evaluate.read_protocol(origin, f'{EVAL}/finetune.py:small', [])
+    workdir = Workdir(tmp_path / 'run', config)
+    begin_from(origin, config, workdir)
+    begin_from(origin, config, workdir)  # the same once more
+    with pytest.raises(WorkdirError, match=r'holds a fine-tuning that began with .*encoder_step_4'):
+        begin_from(read_origin(runs['mae']), config, workdir)
+    shutil.rmtree(workdir.checkpoints)
+    workdir.close()
+    with pytest.raises(WorkdirError, match='began with imported weights, and has no readable checkpoint'):
+        check_random_start(tmp_path / 'run')
+
+
+def test_an_encoder_s_file_of_another_run_is_written_anew(runs, tmp_path):
+    """As when a folder was emptied and trained in again."""
+    run = tmp_path / 'run'
+    shutil.copytree(runs['mae'], run)
+    before = read_origin(run).describe()['sha256']
+    file = read_origin(run).weights
+    arrays = read_weights(file).arrays
+    save_encoder(file, {name: 2 * array for name, array in arrays.items()}, {'checkpoint': 'of another'})
+    assert read_origin(run).describe()['sha256'] == before
+
+
 def start(command):
     """The program in a process of its own, on one device."""
     environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
@@ -254,45 +217,6 @@ def test_a_killed_fine_tuning_goes_on_as_if_nothing_had_been(moment, runs, tmp_p
     assert read_losses(tmp_path / 'killed') == read_losses(tmp_path / 'whole')
     results = [json.loads((tmp_path / name / 'results.json').read_text()) for name in commands]
     assert results[0]['metrics'] == results[1]['metrics']
-
-
-SUITE = """
-from mim_jax.evals.suite import Row
-
-SUITE = (
-    Row('k-NN', '{eval}/knn.py:small', 'knn', ('--config.data.threads=1',), seeds=(0, 1), paper='MAE 11.2'),
-    Row('cached', '{eval}/cached_probe.py:small,pooled', 'cached_probe', {quick}, seeds=(0, 1)),
-    Row('block 9', '{eval}/linear_probe.py:small,bootmae', 'top1'),
-)
-"""
-SHORT = {'cached_probe.rates': '(8.0,)', 'epochs': 3.0, 'optim.warmup_epochs': 1.0, 'data.threads': 1}
-QUICK_CACHED = tuple(f'--config.{key}={value}' for key, value in SHORT.items())
-
-
-def test_a_suite_is_a_table_and_what_is_done_is_not_done_again(runs, tmp_path, capsys):
-    """Two rows of two seeds, and one that this encoder does not allow, which stands there with its reason."""
-    file = tmp_path / 'own_suite.py'
-    file.write_text(SUITE.format(eval=EVAL, quick=QUICK_CACHED))
-    command = ['--checkpoint', str(runs['mae']), '--suite', str(file), '--workdir', str(tmp_path / 'table')]
-    ended = call(capsys, command, evaluate.main)
-    assert (ended.status, ended.err) == (0, ''), ended
-    knn, cached, refused = json.loads((tmp_path / 'table' / 'results.json').read_text())
-    assert (knn['name'], knn['metric'], knn['paper']) == ('k-NN', 'knn', 'MAE 11.2')
-    for row in (knn, cached):
-        assert len(row['values']) == 2
-        assert row['mean'] == pytest.approx(np.mean(row['values']))
-        assert row['deviation'] == pytest.approx(np.std(row['values'], ddof=1))
-    assert knn['deviation'] == 0  # nothing in it is random
-    assert 'linear_probe.layer=9 must be a block from 1 to 1' in refused['left_out']
-    table = (tmp_path / 'table' / 'results.md').read_text()
-    assert f'| k-NN | knn | {knn["mean"]:.2f} ± 0.00 | 2 | MAE 11.2 |' in table
-    assert '| block 9 | top1 | not run: linear_probe.layer=9' in table
-    assert table in ended.out
-    before = snapshot(tmp_path / 'table')
-    again = call(capsys, command, evaluate.main)
-    assert again.status == 0
-    assert again.out.count('done before') == 4
-    assert snapshot(tmp_path / 'table') == before
 
 
 @pytest.mark.parametrize(
@@ -329,16 +253,3 @@ def test_a_checkpoint_that_is_none(kind, tmp_path, capsys):
     elif kind == 'file':
         run.write_text('')
     refuse(capsys, line(run, 'knn.py', tmp_path / 'x'), str(run), '--checkpoint is the folder of a run')
-
-
-def test_a_suite_with_mistakes(runs, tmp_path, capsys):
-    rows = {
-        'two rows of one name': "Row('a', '{eval}/knn.py', 'knn'), Row('a', '{eval}/ridge.py', 'ridge')",
-        'has no knnn, but knn': "Row('a', '{eval}/knn.py:small', 'knnn', ('--config.data.threads=1',))",
-        'must define SUITE': '1, 2',
-    }
-    for number, (words, text) in enumerate(rows.items()):
-        file = tmp_path / f'suite_{number}.py'
-        file.write_text(f'from mim_jax.evals.suite import Row\nSUITE = ({text.format(eval=EVAL)},)\n')
-        command = ['--checkpoint', str(runs['mae']), '--suite', str(file), '--workdir', str(tmp_path / f'{number}')]
-        refuse(capsys, command, words)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from mim_jax.errors import DataError, UserError
+from mim_jax.errors import ConfigError, DataError, UserError
 from mim_jax.evals.features import extract_features
 from mim_jax.evals.knn import (
+    COLDEST,
     NEIGHBOURS,
     find_nearest,
     find_nearest_on_mesh,
@@ -18,6 +19,7 @@ from mim_jax.evals.knn import (
     split_bank,
     vote,
 )
+from mim_jax.evals.protocols import knn
 from mim_jax.parallel.mesh import make_mesh
 
 
@@ -124,6 +126,25 @@ def test_votes_by_hand():
     similarities, labels = jnp.array([[0.9, 0.8, 0.1, 0.1]]), jnp.array([[2, 1, 1, 0]])
     assert vote(similarities, labels, 3, (4, 1, 2, 3), 1.0).ravel().tolist() == [1, 2, 2, 1]
     assert vote(similarities[:, 2:], labels[:, 2:], 3, (2,), 1.0).item() == 0  # a tie: the first class
+
+
+def test_the_coldest_vote_still_counts():
+    """199 votes against one, all as near as can be: their sum is finite. Where it is not, the first class wins."""
+    similarities, labels = jnp.ones((1, 200)), jnp.array([[0, *[1] * 199]])
+    assert vote(similarities, labels, 3, (200,), COLDEST).tolist() == [[1]]
+    assert vote(similarities, labels, 3, (200,), 0.01).tolist() == [[0]]
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        *(({'neighbours': ks}, 'knn.neighbours=') for ks in [(), (0,), (10, -1), (2.5,)]),
+        *(({'temperature': t}, 'knn.temperature=') for t in [0.0, -0.07, 0.01, np.inf, np.nan]),
+    ],
+)
+def test_votes_that_cannot_be_counted_are_refused_before_anything_is_read(options, words):
+    with pytest.raises(ConfigError, match=words):
+        knn(None, **options)
 
 
 def test_the_product_is_full_fp32():
