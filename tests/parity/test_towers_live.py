@@ -10,6 +10,7 @@ import tower_cases as cases
 from parity_rules import photographs
 from PIL import Image
 
+from mim_jax.weights.beside import Settings
 from mim_jax.weights.describe import describe, parameter_shapes
 from mim_jax.weights.files import WeightsError
 from mim_jax.weights.tower_layouts import FAMILIES
@@ -111,7 +112,7 @@ def test_published_sizes_are_read_from_shapes_alone(name):
     with torch.device('meta'):
         model = reference.build(cases.Case(kind, patch_size, side, width=width, depth=depth))
     header = {key: jax.ShapeDtypeStruct(tuple(a.shape), np.float32) for key, a in model.state_dict().items()}
-    tower = describe(header, {}, name).tower
+    tower = describe(header, Settings('no config'), name).tower
     assert (tower.width, tower.depth, tower.heads, tower.patch_size) == (width, depth, heads, patch_size)
     assert tower.grid == (side // patch_size,) * 2
     assert sum(leaf.size for leaf in parameter_shapes(tower).values()) == sum(
