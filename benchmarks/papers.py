@@ -38,7 +38,7 @@ def make(base: str, papers: tuple[str, ...], batch: int, dtype: str, mesh: jax.s
         f'--config.papers={",".join(papers)}',
         f'--config.batch_size={batch}',
         f'--config.dtype={dtype}',
-        *OVERRIDES,
+        *(one for one in OVERRIDES if one.removeprefix('--config.').partition('.')[0] not in {*PAPERS} - {*papers}),
     ]
     config, _ = load_config(f'{ROOT}/configs/{base}.py', overrides, methods)
     check_config(config, methods)

@@ -121,7 +121,10 @@ def write_program(recipe):
     return train.lower(abstract, frozen, to_global(mesh, random_batch(recipe, count=BATCH))).as_text()
 
 
-@pytest.mark.parametrize('base', FAMILIES)
+SLOW_TO_TRACE = dict.fromkeys(('bootmae', 'mcmae'), pytest.mark.slow)
+
+
+@pytest.mark.parametrize('base', [pytest.param(b, marks=SLOW_TO_TRACE.get(b, ())) for b in FAMILIES])
 def test_papers_commute(base):
     """Every order is the same program letter by letter, so no step of any run can differ; nor can the first (see above)."""
     papers = [paper for paper in COLUMNS if explain_refusal(base, (paper,)) is None]

@@ -62,8 +62,8 @@ class Origin:
         """
         file = self.folder / f'encoder_step_{self.step}{f"_{self.teacher}" if self.teacher else ""}.safetensors'
         if not file.exists() or read_metadata(file).get('checkpoint') != self.digest:
-            about = {'step': str(self.step), 'checkpoint': self.digest, 'format': 'mim_jax'}
-            save_encoder(file, self._read_encoder(), about)
+            # One entry: of several the writer's order is not fixed, and with it neither is the file's checksum.
+            save_encoder(file, self._read_encoder(), {'checkpoint': self.digest})
         return file
 
     def _read_encoder(self) -> Arrays:

@@ -199,6 +199,7 @@ def test_the_average_is_the_running_mean_of_all_weights_and_is_tested_beside_the
     assert np.abs(found['average'] - found['']).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_devices_do_not_show():
     """Everything that is drawn is drawn for the global batch: three steps on 1 and on 8 devices."""
     recipe = make_recipe(encoder={'drop_path': 0.2}, average=0.9)

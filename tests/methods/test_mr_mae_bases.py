@@ -151,7 +151,9 @@ def write_program(recipe):
     return train.lower(abstract, frozen, to_global(mesh, random_batch(recipe))).as_text()
 
 
-@pytest.mark.parametrize('base', ['mae', 'simmim', 'bootmae', 'mcmae'])
+@pytest.mark.parametrize(
+    'base', ['mae', 'simmim', *(pytest.param(b, marks=pytest.mark.slow) for b in ('bootmae', 'mcmae'))]
+)
 def test_it_commutes_with_the_other_papers(base):
     """Both orders are the same program letter by letter."""
 
