@@ -31,3 +31,13 @@ class NonFiniteLoss(UserError):
     """The loss or its gradient became NaN or infinite."""
 
     exit_status = 3
+
+
+class HostsDiffer(UserError):
+    """Hosts of one run that do not hold the same code, settings or data."""
+
+
+class HostLost(UserError):
+    """A host that never came, or is gone. The same command, given again on all hosts, goes on: status 75."""
+
+    exit_status = 75
