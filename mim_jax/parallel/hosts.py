@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax._src import distributed  # the public API asks the devices
+from jax.sharding import Mesh, Sharding
 
 from mim_jax.errors import ConfigError
 from mim_jax.parallel.mesh import batch_sharding
@@ -29,8 +30,24 @@ def to_global(mesh: Mesh, local_batch: dict[str, np.ndarray]) -> dict[str, jax.A
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in local_batch.items()}
 
 
-def broadcast(value: Any) -> Any:
-    """The first host's value on every host, so that decisions by the clock agree. All hosts must call it."""
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every host holds whole, and equal, -> the same placed over the devices of all hosts.
+
+    `shardings`: one, or a tree of them. As jax.device_put, which on several hosts would first send every array around to
+    compare it.
+    """
     if jax.process_count() == 1:
-        return value
-    return multihost_utils.broadcast_one_to_all(value)
+        return jax.device_put(tree, shardings)
+    return jax.tree.map(_place_one, tree, jax.tree.broadcast(shardings, tree))
+
+
+def _place_one(value: Any, sharding: Sharding) -> jax.Array:
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_place_one(jax.random.key_data(value), sharding))
+    whole = np.asarray(value)
+    return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes for the run. Touches no device."""
+    return distributed.global_state.process_id == 0

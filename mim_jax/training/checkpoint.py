@@ -17,21 +17,23 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mim_jax.errors import CheckpointError
-from mim_jax.parallel.hosts import broadcast
+from mim_jax.parallel.agreement import barrier, exchange, together
+from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.rules import flatten_with_paths
 from mim_jax.training.faults import is_damage, is_out_of_space, root_cause
+from mim_jax.training.preservation import MILESTONE, NewestAndMilestones, mark_milestone
 from mim_jax.training.quiet import silence_orbax
-from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_seal, open_seal
+from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_seal, open_seal, share_damage
 from mim_jax.training.workdir import check_writable
 
 STEP_NAMES = ocp.path.step.standard_name_format()
-MILESTONE = 'milestone'  # an entry beside 'state' and 'seal': a checkpoint that has it is never deleted
 
 
 class Checkpoints:
     """The checkpoints of one run: asynchronous saves, of which the newest `keep` and every milestone are kept.
 
-    A tree is any pytree of arrays; its leaves are known by their path alone ('params/encoder/norm/scale').
+    With several hosts all of them make the same calls: each writes and reads what its devices hold, none of them decides
+    alone what there is and what is damaged, and a checkpoint is complete when the last one has written its part. A tree is any pytree of arrays; its leaves are known by their path alone ('params/encoder/norm/scale').
     Uncommitted leftovers of a killed run are removed at the start. `report` gets one line per damaged checkpoint.
     Raises WorkdirError when `directory` cannot be written. A save that fails in the background raises CheckpointError
     from the next `save`, `wait` or `close`.
@@ -47,10 +49,10 @@ class Checkpoints:
         self._report = report
         self._saving = None
         silence_orbax()
-        check_writable(self.directory, 'The checkpoint folder')
+        together('the checkpoint folder', lambda: check_writable(self.directory, 'The checkpoint folder'))
         options = ocp.CheckpointManagerOptions(
             step_name_format=STEP_NAMES,
-            preservation_policy=_NewestAndMilestones(self.directory, keep),
+            preservation_policy=NewestAndMilestones(self.directory, keep),
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -63,7 +65,7 @@ class Checkpoints:
         """
         self.wait()
         self._saving = step
-        if step in self.steps():
+        if step in self._listed():
             if milestone:
                 self._mark(step)
             return
@@ -106,7 +108,7 @@ class Checkpoints:
         """
         self.wait()
         damaged = {}
-        for step in reversed(self.steps()):
+        for step in reversed(self._listed()):
             try:
                 tree, extra = _read(self.directory / str(step), abstract_tree)
             except Damaged as damage:
@@ -123,8 +125,12 @@ class Checkpoints:
             )
         return None
 
+    def _listed(self) -> list[int]:
+        """`steps` as the first host sees them: a shared file system may show the others an older state."""
+        return exchange('checkpoints', self.steps())[0]
+
     def _move_aside(self, steps: dict[int, str]) -> None:
-        for step in steps if jax.process_index() == 0 else ():
+        for step in steps if is_first() else ():
             number, target = 1, self.directory / f'damaged_{step}'
             while target.exists():
                 number += 1
@@ -132,16 +138,14 @@ class Checkpoints:
             (self.directory / str(step)).rename(target)
             self._report(f'Moved checkpoint {step} aside as {target}.')
         if steps:
-            broadcast(0)  # the other hosts look again only when the first one is done
+            barrier('moved aside')  # the other hosts look again only when the first one is done
             self._manager.reload()
 
     def _mark(self, step: int) -> None:
         with self._failures():
-            path = self.directory / str(step)
-            if jax.process_index() == 0 and not _is_milestone(path):
-                (path / MILESTONE).mkdir()
-                (path / MILESTONE / 'metadata').write_text('{}')
-        broadcast(0)  # no host decides what to keep before the mark is there
+            if is_first():
+                mark_milestone(self.directory / str(step))
+        barrier('marked')  # no host decides what to keep before the mark is there
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -161,19 +165,6 @@ class Checkpoints:
                 f'The checkpoint of step {step} could not be written in {self.directory}: {root_cause(error)}. '
                 f'{intact}{space if is_out_of_space(error) else ""}.'
             ) from error
-
-
-class _NewestAndMilestones:
-    """Orbax's preservation policy: the newest `keep` steps, and those that are marked on disk."""
-
-    def __init__(self, directory: epath.Path, keep: int):
-        self.directory, self.keep = directory, keep
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Oldest first, the one being written last -> which of them to keep."""
-        del context
-        old = len(checkpoints) - self.keep
-        return [i >= old or _is_milestone(self.directory / str(saved.step)) for i, saved in enumerate(checkpoints)]
 
 
 def find_step(directory: str, step: int | None = None) -> int:
@@ -228,12 +219,17 @@ def read_params(directory: str, step: int | None = None) -> tuple[dict, dict]:
 
 
 def _read(path: epath.Path, abstract_tree: Any) -> tuple[Any, dict]:
-    entries, extra = _read_seal(path)
     leaves = _by_path(abstract_tree)
-    check_same_model(path, entries, leaves)
     first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    arrays = _read_arrays(path, ocp.args.StandardRestore(_nest(leaves), fallback_sharding=first_device))
-    check_arrays(entries, arrays)
+
+    def read() -> tuple[dict, dict, dict]:
+        entries, extra = _read_seal(path)
+        check_same_model(path, entries, leaves)
+        args = ocp.args.StandardRestore(_nest(leaves), fallback_sharding=first_device)
+        return entries, extra, _read_arrays(path, args)
+
+    entries, extra, arrays = share_damage(read)
+    share_damage(lambda: check_arrays(entries, arrays))
     return jax.tree.unflatten(jax.tree.structure(abstract_tree), [arrays[name] for name in leaves]), extra
 
 
@@ -246,13 +242,14 @@ def _read_seal(path: epath.Path) -> tuple[dict, dict]:
 
 
 def _read_arrays(path: epath.Path, args: ocp.args.CheckpointArgs) -> dict[str, Any]:
-    # A fresh reader each time: one that has read in one way refuses another.
+    # A fresh reader each time: one that has read in one way refuses another. Not in an ocp.Checkpointer, which waits for
+    # all hosts in the end, and for ever when one of them could not read.
     handlers = {
         ocp.args.StandardRestore: ocp.StandardCheckpointHandler,
         ocp.args.PyTreeRestore: ocp.PyTreeCheckpointHandler,
     }
     try:
-        with contextlib.closing(ocp.Checkpointer(handlers[type(args)]())) as reader:
+        with contextlib.closing(handlers[type(args)]()) as reader:
             return dict(flatten_with_paths(reader.restore(path / 'state', args=args)))
     except Exception as error:
         raise _reading_failed(path, 'its arrays', error) from error
@@ -286,11 +283,6 @@ def _nest(leaves: dict[str, Any]) -> dict:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
-
-
-def _is_milestone(path: epath.Path) -> bool:
-    # Listed, because exists() takes a folder that cannot be read now for one without a mark.
-    return any(entry.name == MILESTONE for entry in path.iterdir())
 
 
 def _steps(directory: epath.Path) -> list[int]:

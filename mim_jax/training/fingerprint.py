@@ -6,10 +6,14 @@ same fingerprint on every mesh, backend and host count. The mixing is a bijectio
 change of any one element always changes the fingerprint, other changes go unseen with probability 2**-64.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 SEEDS = (0x9E3779B9, 0x85EBCA77)
 
@@ -21,9 +25,20 @@ def fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, str]:
     return {path: f'{first:08x}{second:08x}' for path, (first, second) in sums.items()}
 
 
-@jax.jit
 def fingerprint(x: jax.Array) -> jax.Array:
-    """Any shape and dtype -> u32[2]. One pass over the array and, both sums being one reduction, no copy of it."""
+    """Any shape and dtype -> u32[2], on all devices that hold x."""
+    sharding = getattr(x, 'sharding', None)
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return _compiled(None if mesh is None else NamedSharding(mesh, PartitionSpec()))(x)
+
+
+@functools.cache
+def _compiled(everywhere: NamedSharding | None) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(_add_up, out_shardings=everywhere)
+
+
+def _add_up(x: jax.Array) -> jax.Array:
+    """One pass over the array and, both sums being one reduction, no copy of it."""
     words = _as_words(x)
     place = jnp.zeros(words.shape, jnp.uint32)  # the linear index, modulo 2**32
     for axis, size in enumerate(words.shape):

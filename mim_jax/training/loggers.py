@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mim_jax.errors import ConfigError, WorkdirError
+from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.rules import flatten_with_paths
 
 JOURNAL = 'metrics.jsonl'
@@ -72,19 +73,41 @@ def read_events(path: str | Path) -> list[dict[str, Any]]:
     return events
 
 
-class Journal:
+class Memory:
+    """In place of a Journal on every host but the first: the latest values of this session, and no file."""
+
+    def __init__(self):
+        self._last: dict[str, Any] = {}
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        self._last.update(encode_json({'step': int(step), **values}))
+
+    def last(self, key: str) -> Any:
+        """The latest value of `key`; None when it was never written."""
+        return self._last.get(key)
+
+    def last_values(self) -> dict[str, Any]:
+        """The latest value of every key."""
+        return dict(self._last)
+
+    def close(self) -> None:
+        pass
+
+
+class Journal(Memory):
     """Append-only `metrics.jsonl`: one event per line, on its way to the disk before `write` returns.
 
     `resume_step` is the step the run goes on from. Events of later steps belong to work that was lost and will be done
-    again, so they are dropped, and so is a torn last line. None keeps every whole event.
+    again, so they are dropped, and so is a torn last line. None keeps every whole event. The latest values are those of the
+    whole file, earlier sessions included.
     """
 
     def __init__(self, workdir: str | Path, resume_step: int | None = None):
+        super().__init__()
         self.path = Path(workdir) / JOURNAL
         self.path.parent.mkdir(parents=True, exist_ok=True)
         events = [e for e in read_events(self.path) if resume_step is None or e.get('step', 0) <= resume_step]
         replace_file(self.path, ''.join(json.dumps(event) + '\n' for event in events))
-        self._last: dict[str, Any] = {}
         for event in events:
             self._last.update(event)
         self._file = self.path.open('a', encoding='utf-8')
@@ -94,14 +117,6 @@ class Journal:
         self._file.write(json.dumps(event, allow_nan=False) + '\n')
         self._file.flush()
         self._last.update(event)
-
-    def last(self, key: str) -> Any:
-        """The latest value of `key` in the whole file, earlier sessions included; None when it was never written."""
-        return self._last.get(key)
-
-    def last_values(self) -> dict[str, Any]:
-        """The latest value of every key in the whole file."""
-        return dict(self._last)
 
     def close(self) -> None:
         self._file.close()
@@ -153,14 +168,15 @@ class WeightsAndBiases:
 
 
 class Loggers:
-    """The journal and, as configured, its copies. Only process 0 of a run may open them: a workdir has one writer."""
+    """The journal and, as configured, its copies. A workdir has one writer: other hosts have a Memory for a journal."""
 
     def __init__(self, workdir, resume_step=None, tensorboard: bool = True, wandb: str = '', config=None):
-        self.journal = Journal(workdir, resume_step)
+        writes = is_first()
+        self.journal = Journal(workdir, resume_step) if writes else Memory()
         self._writers: list[Any] = [self.journal]
-        if tensorboard:
+        if tensorboard and writes:
             self._writers.append(TensorBoard(workdir, resume_step))
-        if wandb:
+        if wandb and writes:
             self._writers.append(WeightsAndBiases(workdir, wandb, config))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

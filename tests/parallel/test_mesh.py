@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from mim_jax.errors import ConfigError
-from mim_jax.parallel.hosts import broadcast, to_global
+from mim_jax.parallel.hosts import to_global
 from mim_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 
 
@@ -59,7 +59,3 @@ def test_batch_is_split_over_both_axes():
 def test_batch_that_cannot_be_divided():
     with pytest.raises(ConfigError, match=r'12 images .* 8 devices.*multiple of 8'):
         to_global(make_mesh(), {'image': np.zeros((12, 2))})
-
-
-def test_one_host_agrees_with_itself():
-    assert broadcast(True) is True
