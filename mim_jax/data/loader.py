@@ -153,9 +153,10 @@ def _read_batches(chunks: _Chunks, threads: int, workers: int) -> Iterator[dict[
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    """In a worker process: Ctrl-C is the parent's to answer, and a killed parent leaves no orphans."""
+    """In a worker process: signals to the whole group are the parent's to answer, and a killed parent leaves no orphans."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def leave_with_parent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from mim_jax.evals.reconstruct import reconstruction_grid
 from mim_jax.evals.ridge import few_shot, ridge_accuracy
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.networks import Networks, named_key
+from mim_jax.parallel.agreement import together
+from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
 from mim_jax.training.charts import draw_charts
@@ -122,10 +125,10 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
         session.report(f'{recipe.name} predicts no pixels, so pictures.every_epochs draws curves only.')
     count = config.pictures.count
     crop = Crop('center', config.image_size, config.data.interpolation)
-    shown = next(iter(read(test, crop, count, count, config)))
+    shown = together('the pictures', lambda: next(iter(read(test, crop, count, count, config))))
     images = shown['image'][shown['weight'] > 0]
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=replicated(session.mesh))
     def predict(state: TrainState, frozen: Any, images: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
         key = named_key(state.root_key, 'pictures')
         around = Surroundings(
@@ -143,6 +146,8 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
 
     def look(state: TrainState, step: int) -> dict[str, float]:
         drawn = jax.device_get(predict(state, session.frozen, images))
+        if not is_first():
+            return {}
         for name, (prediction, masked, target) in drawn.items():
             reconstruction_grid(
                 images / 255.0,

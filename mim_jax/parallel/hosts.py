@@ -48,6 +48,11 @@ def _place_one(value: Any, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
 
 
+def are_several() -> bool:
+    """Whether this process is one of several. Touches no device."""
+    return distributed.global_state.num_processes > 1
+
+
 def is_first() -> bool:
     """Whether this process speaks and writes for the run. Touches no device."""
     return distributed.global_state.process_id == 0

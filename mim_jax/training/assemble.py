@@ -21,7 +21,7 @@ from mim_jax.data.subsets import open_training
 from mim_jax.forward import create_parameters
 from mim_jax.methods import build
 from mim_jax.parallel.agreement import together
-from mim_jax.parallel.hosts import place
+from mim_jax.parallel.hosts import are_several, place
 from mim_jax.parallel.rules import shardings
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import load_frozen
@@ -141,5 +141,5 @@ def make_program(recipe: Recipe, mesh: Mesh) -> Program:
     frozen = place(frozen, shardings(frozen, mesh, whole=False))
     placement = state_shardings(abstract).params
     step = make_train_step(recipe, optimizer, rate_at, config.accumulate, placement)
-    jitted = jit_train_step(step, abstract, frozen, mesh, requests=jax.process_count() > 1)
+    jitted = jit_train_step(step, abstract, frozen, mesh, requests=are_several())
     return Program(recipe, mesh, optimizer, abstract, frozen, jitted)

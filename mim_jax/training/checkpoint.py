@@ -32,8 +32,9 @@ STEP_NAMES = ocp.path.step.standard_name_format()
 class Checkpoints:
     """The checkpoints of one run: asynchronous saves, of which the newest `keep` and every milestone are kept.
 
-    With several hosts all of them make the same calls: each writes and reads what its devices hold, none of them decides
-    alone what there is and what is damaged, and a checkpoint is complete when the last one has written its part. A tree is any pytree of arrays; its leaves are known by their path alone ('params/encoder/norm/scale').
+    With several hosts all of them make the same calls: each writes and reads what its devices hold, none decides alone what
+    there is and what is damaged, and a checkpoint is complete when the last one has written its part.
+    A tree is any pytree of arrays; its leaves are known by their path alone ('params/encoder/norm/scale').
     Uncommitted leftovers of a killed run are removed at the start. `report` gets one line per damaged checkpoint.
     Raises WorkdirError when `directory` cannot be written. A save that fails in the background raises CheckpointError
     from the next `save`, `wait` or `close`.

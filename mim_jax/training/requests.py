@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mim_jax.parallel.agreement import exchange
-from mim_jax.parallel.hosts import is_first
+from mim_jax.parallel.hosts import are_several, is_first
 from mim_jax.training.interrupt import Interrupt
 
 STOP, SAVE = LOGS = ('asked/stop', 'asked/save')
@@ -24,11 +24,11 @@ class Requests:
     """
 
     def __init__(self, mesh: Mesh, interrupt: Interrupt):
-        self._interrupt, self._several = interrupt, jax.process_count() > 1
+        self._interrupt, self._several = interrupt, are_several()
         self._agreed = dict.fromkeys(LOGS, False)
         self._carried = {}
         if self._several:
-            shape, sharding = asked_shape(mesh), asked_sharding(mesh)
+            shape, sharding = (mesh.size, len(LOGS)), asked_sharding(mesh)
             for asked in np.ndindex(2, 2):  # all there can be, made once
                 value = np.broadcast_to(np.array(asked, np.int32), shape)
                 self._carried[asked] = jax.make_array_from_callback(shape, sharding, value.__getitem__)
@@ -64,11 +64,6 @@ class Requests:
         return self.stop
 
 
-def asked_shape(mesh: Mesh) -> tuple[int, int]:
-    """A row per device: hosts write their own, so that rows which two hosts share, as under tensor parallelism, agree."""
-    return mesh.size, len(LOGS)
-
-
 def asked_sharding(mesh: Mesh) -> NamedSharding:
-    """A row on each device, over all axes of the mesh."""
+    """A row on each device, over all axes: no two hosts share one, as they may share images under tensor parallelism."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))

@@ -114,4 +114,3 @@ def jit_train_step(
         in_shardings=(state, held, batch_sharding(mesh), *([asked_sharding(mesh)] if requests else [])),
         out_shardings=(state, replicated(mesh)),
     )
-
