@@ -32,8 +32,10 @@ from mim_jax.evals.suite import RESULTS, Row, compare_runs, read_suite, run_suit
 from mim_jax.interop.origin import Origin, begin_from, read_origin
 from mim_jax.interop.runs import read_run_config
 from mim_jax.methods import METHODS, PROTOCOLS, build
+from mim_jax.parallel.agreement import barrier, exchange
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.train import read_summary, report, train
+from mim_jax.training.entry import open_workdir
 from mim_jax.training.loggers import replace_file
 from mim_jax.training.workdir import Workdir
 
@@ -165,12 +167,12 @@ def evaluate(
         raise ConfigError(f'{name} trains no encoder, so nothing of it begins from scratch; leave out --from-scratch.')
     checkpoint = {'from_scratch': True} if from_scratch else origin.describe(encoder=name not in OF_CLASSIFIER)
     settings = hashlib.sha256(to_json(config).encode()).hexdigest()
-    for done in filter(None, map(read_results, done_in)):
+    for done in filter(None, exchange('done before', [*map(read_results, done_in)])[0]):
         if (done['checkpoint'], done['settings']) == (checkpoint, settings):
             report('Done before.')
             return 0, done
     start, notes = time.monotonic(), {}
-    workdir = Workdir(path, config)
+    workdir = open_workdir(path, config)
     try:
         if name in OF_ENCODER:
             status, metrics = 0, test_encoder(origin, config, name)
@@ -180,7 +182,7 @@ def evaluate(
             if name == 'finetune' and not from_scratch:
                 begin_from(origin, config, workdir)
             status = train(config, reference, workdir)
-            metrics = read_test(workdir)
+            metrics = exchange('metrics', read_test(workdir))[0]
         if status:
             return status, {}
         results = {
@@ -198,6 +200,7 @@ def evaluate(
             **describe_machine(),
         }
         replace_file(workdir.path / RESULTS, json.dumps(results, indent=2) + '\n')
+        barrier('results')  # what comes next may read them on any host
     finally:
         workdir.close()
     report('  '.join(f'{key} {value:.2f}' for key, value in metrics.items()))

@@ -21,6 +21,7 @@ from mim_jax.errors import DataError, Refused, WorkdirError
 from mim_jax.evals.accuracy import check_test, make_predict
 from mim_jax.evals.features import eval_batch, run_batches
 from mim_jax.methods import build
+from mim_jax.parallel.hosts import place
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import digest_frozen, load_frozen
@@ -70,7 +71,7 @@ class Network:
     @cached_property
     def placed(self) -> tuple[TrainState, Any]:
         """The state and the frozen encoders, on every device."""
-        return jax.device_put((self.state, load_frozen(self.recipe)), replicated(self.task.mesh))
+        return place((self.state, load_frozen(self.recipe)), replicated(self.task.mesh))
 
     @cached_property
     def predict(self) -> Callable[[jax.Array], Mapping[str, jax.Array]]:

@@ -23,6 +23,7 @@ from mim_jax.evals.features import eval_batch, extract_features
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.methods.linear_probe import frozen_encoder, pool_tokens
 from mim_jax.networks import Networks
+from mim_jax.parallel.hosts import place
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe, View
 from mim_jax.weights.encoders import load_encoder
@@ -40,7 +41,7 @@ class Subject:
     @cached_property
     def parameters(self) -> Any:
         """Of the encoder, on every device."""
-        return jax.device_put(load_encoder(self.weights, self.encoder), replicated(self.mesh))
+        return place(load_encoder(self.weights, self.encoder), replicated(self.mesh))
 
     @property
     def encoder(self) -> Any:

@@ -66,7 +66,7 @@ class Checkpoints:
         """
         self.wait()
         self._saving = step
-        if step in self._listed():
+        if step in self.agreed_steps():
             if milestone:
                 self._mark(step)
             return
@@ -109,7 +109,7 @@ class Checkpoints:
         """
         self.wait()
         damaged = {}
-        for step in reversed(self._listed()):
+        for step in reversed(self.agreed_steps()):
             try:
                 tree, extra = _read(self.directory / str(step), abstract_tree)
             except Damaged as damage:
@@ -126,7 +126,7 @@ class Checkpoints:
             )
         return None
 
-    def _listed(self) -> list[int]:
+    def agreed_steps(self) -> list[int]:
         """`steps` as the first host sees them: a shared file system may show the others an older state."""
         return exchange('checkpoints', self.steps())[0]
 

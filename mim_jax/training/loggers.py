@@ -35,7 +35,12 @@ def encode_json(value: Any) -> Any:
 
 
 def replace_file(path: str | Path, text: str) -> None:
-    """Write a whole file or leave the old one: a reader, or a run killed here, never sees half of it."""
+    """Write a whole file or leave the old one: a reader, or a run killed here, never sees half of it.
+
+    A run has one writer: on every host but the first this does nothing.
+    """
+    if not is_first():
+        return
     path = Path(path)
     temporary = path.with_name(path.name + '.tmp')
     with temporary.open('w', encoding='utf-8') as file:

@@ -256,8 +256,7 @@ class Session:
         path = self.workdir.path / f'nonfinite_step_{done}.json'
         report = {'step': done, 'term': culprit, 'values': {k: str(v) for k, v in values.items()}}
         report['index'] = list(chain.from_iterable(exchange('indices', self._indices[done])))
-        if is_first():
-            replace_file(path, json.dumps(report, indent=2) + '\n')
+        replace_file(path, json.dumps(report, indent=2) + '\n')
         self.checkpoints.wait()  # one may be on its way
         kept = self.checkpoints.latest()
         raise NonFiniteLoss(
