@@ -13,13 +13,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed  # the public API has no access to the key-value store
+from jax._src.distributed import global_state  # no public function reaches the key-value store
 
 from mim_jax.errors import HostLost, HostsDiffer, UserError
+from mim_jax.parallel.facts import find_difference
+from mim_jax.parallel.lifeline import AGAIN
+from mim_jax.parallel.startup import describe_host
 
-WAIT = 600.0  # seconds; a host that is dead is noticed long before by its heartbeat
+WAIT = 600.0  # seconds; a host that is dead is noticed long before by the lifeline
+PAUSE = 0.2  # seconds in which a signal to this process waits for its handler
 Result = TypeVar('Result')
-_calls: Counter[str] = Counter()
+_turns: Counter[str] = Counter()
 
 
 def exchange(name: str, value: Any, timeout: float = WAIT) -> list[Any]:
@@ -27,65 +31,62 @@ def exchange(name: str, value: Any, timeout: float = WAIT) -> list[Any]:
 
     Raises HostLost naming the hosts that did not answer in time.
     """
-    if jax.process_count() == 1:
-        return [json.loads(json.dumps(value))]
-    client, mine, hosts = distributed.global_state.client, jax.process_index(), jax.process_count()
-    turn = _calls[name]
-    _calls[name] += 1
-    client.key_value_set(_key(name, turn, mine), json.dumps(value))
-    values, end = {}, time.monotonic() + timeout
-    while len(values) < hosts:
-        for host in range(hosts):
-            if host not in values and (text := _read(client, _key(name, turn, host))) is not None:
-                values[host] = json.loads(text)
-        if len(values) < hosts and time.monotonic() > end:
-            missing = [host for host in range(hosts) if host not in values]
-            raise HostLost(f'Hosts {missing} did not answer ({name}) in {timeout:.0f} s.')
-    if turn:  # everyone has this turn's values, so everyone has read the one before
-        client.key_value_delete(_key(name, turn - 1, mine))
-    return [values[host] for host in range(hosts)]
+    mine, hosts = global_state.process_id, global_state.num_processes
+    text = json.dumps(value)
+    if hosts == 1:
+        return [json.loads(text)]
+    client, turn, end = global_state.client, _turns[name], time.monotonic() + timeout
+    _turns[name] += 1
+    folder = f'mim_jax/{name}/{turn}/'
+    client.key_value_set(f'{folder}{mine}', text)
+    while len(told := dict(client.key_value_dir_get(folder))) < hosts:
+        missing = [host for host in range(hosts) if f'{folder}{host}' not in told]
+        if time.monotonic() > end:
+            listed = ', '.join(describe_host(host) for host in missing)
+            raise HostLost(f'No answer ({name}) in {timeout:.0f} s from {listed}. {AGAIN}')
+        wait_for_key(client, f'{folder}{missing[0]}')
+    if turn:  # everyone is in this turn, so everyone has read the one before
+        client.key_value_delete(f'mim_jax/{name}/{turn - 1}/{mine}')
+    return [json.loads(told[f'{folder}{host}']) for host in range(hosts)]
 
 
-def _key(name: str, turn: int, host: int) -> str:
-    return f'mim_jax/{name}/{turn}/{host}'
-
-
-def _read(client: Any, key: str) -> str | None:
-    """The value, waited for so shortly that a signal is handled soon; None when it is not there yet."""
+def wait_for_key(client: Any, key: str) -> None:
+    """Return when the key is there, or after a short pause."""
     try:
-        return client.blocking_key_value_get(key, 200)
+        client.blocking_key_value_get(key, round(1000 * PAUSE))
     except jax.errors.JaxRuntimeError as error:
         if 'DEADLINE_EXCEEDED' not in str(error):
             raise
-        return None
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Raise HostsDiffer, on every host, unless all hosts hold equal facts: which fact, which host, both values."""
+    """Raise HostsDiffer, on every host, unless all hosts hold equal facts: which fact, which hosts, all their values."""
     every = exchange('facts', dict(facts))
-    for host, theirs in enumerate(every):
-        for fact in sorted({*every[0], *theirs}):
-            if theirs.get(fact) != every[0].get(fact):
-                raise HostsDiffer(f'{fact} differs: {theirs.get(fact)} on host {host}, {every[0].get(fact)} on host 0.')
+    difference = find_difference(every, [describe_host(host) for host in range(len(every))])
+    if difference:
+        raise HostsDiffer(difference)
 
 
 def barrier(name: str, timeout: float = WAIT) -> None:
     """Return when every host has come here. Raises HostLost as `exchange`."""
-    exchange(f'barrier/{name}', None, timeout)
+    exchange(f'barrier {name}', None, timeout)
 
 
 def together(name: str, act: Callable[[], Result]) -> Result:
     """This host's act(), once it succeeded on every host; a UserError of one is raised on all, naming the host at fault."""
+    result, failure = None, None
     try:
-        result, failure = act(), None
+        result = act()
     except UserError as error:
-        result, failure = None, error
-    said = exchange(f'together/{name}', failure and [str(failure), failure.exit_status])
+        failure = error
+    outcomes = exchange(f'together {name}', failure and [str(failure), failure.exit_status])
     if failure is not None:
         raise failure
-    for host, told in enumerate(said):
-        if told is not None:
-            error = UserError(f'Host {host} stopped ({name}): {told[0]}')
-            error.exit_status = told[1]
-            raise error
+    failed = {host: outcome for host, outcome in enumerate(outcomes) if outcome is not None}
+    if failed:
+        host, (sentence, status) = next(iter(failed.items()))
+        others = f' (and {len(failed) - 1} more)' if len(failed) > 1 else ''
+        error = UserError(f'{name}: {describe_host(host)}{others} has stopped: {sentence}')
+        error.exit_status = status
+        raise error
     return result
