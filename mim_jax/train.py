@@ -73,10 +73,10 @@ def train(config: Any, reference: Any, workdir: Workdir) -> int:
             test = None
             if watching:
                 test = together('the test split', lambda: open_test(config, recipe, source))
-            mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+            mesh = make_mesh(**config.mesh)
             facts |= {'recipe': recipe.name, 'total_steps': recipe.config.steps, **describe_machine()}
             describe_run(config, reference, recipe, source, facts)
-            session = Session(make_program(recipe, mesh), make_loader(recipe, source), workdir, report)
+            session = Session(make_program(recipe, mesh), make_loader(recipe, source, mesh), workdir, report)
             with contextlib.closing(session):
                 if not session.finished:
                     report(session.describe())
