@@ -28,6 +28,7 @@ from mim_jax.training.loggers import read_events
 ROOT = Path(__file__).parents[1]
 SMOKE = f'{ROOT / "configs" / "mae.py"}:smoke'
 STEPS, EVERY = 48, 8
+QUICK_XLA = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'  # tiny_runs.QUICK, as XLA_FLAGS
 TINY = {
     'image_size': 16,
     'batch_size': 16,

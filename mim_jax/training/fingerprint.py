@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 SEEDS = (0x9E3779B9, 0x85EBCA77)
 
@@ -21,24 +21,24 @@ SEEDS = (0x9E3779B9, 0x85EBCA77)
 def fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, str]:
     """{path: array} -> {path: 16 hexadecimal digits}. One small program is compiled per distinct shape."""
     # One at a time: many programs with collectives in flight at once starve each other of threads on several CPU devices.
-    sums = {path: jax.device_get(fingerprint(array)) for path, array in arrays.items()}
+    sums = {path: jax.device_get(compile_for(array)(array)) for path, array in arrays.items()}
     return {path: f'{first:08x}{second:08x}' for path, (first, second) in sums.items()}
 
 
-def fingerprint(x: jax.Array) -> jax.Array:
-    """Any shape and dtype -> u32[2], on all devices that hold x."""
-    sharding = getattr(x, 'sharding', None)
-    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-    return _compiled(None if mesh is None else NamedSharding(mesh, PartitionSpec()))(x)
+def compile_for(array: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """`fingerprint`, its result on every device that holds a part, so that each host can read it."""
+    sharding = getattr(array, 'sharding', None)
+    return _compile_on(sharding.mesh) if isinstance(sharding, NamedSharding) else fingerprint
 
 
 @functools.cache
-def _compiled(everywhere: NamedSharding | None) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(_add_up, out_shardings=everywhere)
+def _compile_on(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(fingerprint, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def _add_up(x: jax.Array) -> jax.Array:
-    """One pass over the array and, both sums being one reduction, no copy of it."""
+@jax.jit
+def fingerprint(x: jax.Array) -> jax.Array:
+    """Any shape and dtype -> u32[2]. One pass over the array and, both sums being one reduction, no copy of it."""
     words = _as_words(x)
     place = jnp.zeros(words.shape, jnp.uint32)  # the linear index, modulo 2**32
     for axis, size in enumerate(words.shape):
