@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from mim_jax.data.augment import Crop
 from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source, open_source
-from mim_jax.errors import DataError, Refused, WorkdirError
+from mim_jax.errors import Refused, WorkdirError
 from mim_jax.evals.accuracy import check_test, make_predict
-from mim_jax.evals.features import eval_batch, run_batches
+from mim_jax.evals.features import collect_batches, eval_batch
 from mim_jax.methods import build
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
@@ -109,15 +109,16 @@ class Network:
 
         Raises Refused for a head that the run has not, DataError where no image could be read.
         """
-        outputs, rows = [], []
-        for output, row in run_batches(predict or self.predict, self.batches(source, crop, limit), self.task.mesh):
+        predict = predict or self.predict
+
+        def pick(images: jax.Array) -> jax.Array:
+            output = predict(images)
             if head not in output:
                 raise Refused(f'{self.run} has no classifier {head!r}, but {", ".join(map(repr, output))}; set head.')
-            outputs.append(output[head])
-            rows.append(row)
-        if not sum(map(len, outputs)):
-            raise DataError(f'{source.description}: no image could be decoded.')
-        return np.concatenate(outputs), {key: np.concatenate([row[key] for row in rows]) for key in ('label', 'index')}
+            return output[head]
+
+        logits, rows = collect_batches(pick, self.batches(source, crop, limit), self.task.mesh, source.description)
+        return logits, {key: rows[key] for key in ('label', 'index')}
 
     def another(self, run: Path) -> Network:
         """The newest classifier of another run, for the same task."""
