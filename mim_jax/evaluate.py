@@ -2,7 +2,8 @@
 
 The encoder, the dataset and its statistics are the run's, everything else the protocol's config file's; any key can be set,
 as in training. Writes results.json into RUN/evals/<protocol>, or --workdir. A protocol that trains goes on where it left off.
-Protocols of a whole classifier (accuracy, ensemble, robustness, corruptions) test a fine-tuned or probed RUN as it is.
+Protocols of a whole classifier (accuracy, ensemble, robustness, corruptions) test a fine-tuned or probed RUN as it is;
+with --predictions, logits and labels of all images stay in predictions/*.npz beside results.json.
 With --suite, all protocols of a suite file, and one table (see evals/suite.py). Exit status as mim_jax.train's.
 """
 
@@ -24,6 +25,7 @@ from mim_jax.command import describe_machine, explain_shortages, parse_arguments
 from mim_jax.config import bind_method, check_config, load_config, to_json
 from mim_jax.errors import ConfigError, Refused
 from mim_jax.evals.inherit import inherit_classifier, inherit_run
+from mim_jax.evals.ledger import Ledger
 from mim_jax.evals.network import Task, read_network
 from mim_jax.evals.protocols import DIRECT, OF_CLASSIFIER, OF_ENCODER
 from mim_jax.evals.subject import Subject
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted.add_argument('--suite', help='configs/eval/suite.py: several protocols, and one table')
     parser.add_argument('--from-scratch', action='store_true', help='fine-tune random weights: the control')
     parser.add_argument('--workdir', type=Path, help='folder of the results; without it one in RUN/evals')
+    parser.add_argument('--predictions', action='store_true', help='keep what a classifier says of every image, too')
     options, overrides = parse_arguments(arguments, parser)
     with explain_shortages():
         origin = read_origin(options.checkpoint, options.step, options.teacher)
@@ -60,16 +63,21 @@ def main(arguments: Sequence[str]) -> int:
         if options.config:
             which += ['from_scratch'] if options.from_scratch else []
             workdir = options.workdir or origin.folder / name_of(options.config, overrides, which)
-            return evaluate(origin, options.config, overrides, workdir, options.from_scratch)[0]
+            return evaluate(origin, options.config, overrides, workdir, options.from_scratch, options.predictions)[0]
         rows = read_suite(options.suite)
+        kept = set()  # rows of classifiers, where predictions are asked for
         for row in rows:  # a misspelt key is told before the first of them runs
             for _, own, _ in row.runs():
-                load_config(row.config, [*own, *overrides], {**METHODS, **DIRECT})
+                config, _ = load_config(row.config, [*own, *overrides], {**METHODS, **DIRECT})
+            if options.predictions and OF_CLASSIFIER.keys() & {*config.papers}:
+                kept.add(row.name)
         folder = options.workdir or origin.folder / '-'.join([Path(options.suite).stem, *which])
 
         def run(row: Row, own: Sequence[str], workdir: Path, tested: Path | None) -> tuple[int, dict[str, Any]]:
             of = read_origin(tested) if tested else origin
-            return evaluate(of, row.config, [*own, *overrides], workdir, row.from_scratch, again=False)
+            return evaluate(
+                of, row.config, [*own, *overrides], workdir, row.from_scratch, row.name in kept, again=False
+            )
 
         return run_suite(rows, folder, run, report)
 
@@ -117,27 +125,42 @@ def read_protocol(origin: Origin, spec: str, overrides: Sequence[str]) -> tuple[
 
 
 def evaluate(
-    origin: Origin, spec: str, overrides: Sequence[str], path: Path, from_scratch: bool = False, again: bool = True
+    origin: Origin,
+    spec: str,
+    overrides: Sequence[str],
+    path: Path,
+    from_scratch: bool = False,
+    predictions: bool = False,
+    again: bool = True,
 ) -> tuple[int, dict[str, Any]]:
     """One protocol -> (exit status, what results.json says; {} when it was interrupted).
 
-    again: also where results.json has the same settings of the same checkpoint.
+    predictions: keep a classifier's, see Ledger; again: also where results.json has the same settings of the same checkpoint.
     """
     config, reference, name = read_protocol(origin, spec, overrides)
     if from_scratch and name != 'finetune':
         raise ConfigError(f'{name} trains no encoder, so nothing of it begins from scratch; leave out --from-scratch.')
+    if predictions and name not in OF_CLASSIFIER:
+        raise ConfigError(
+            f'--predictions keeps what a classifier says of every image, and {name} tests none that is there: give it with '
+            'configs/eval/accuracy.py and --checkpoint FINETUNED_RUN.'
+        )
     checkpoint = {'from_scratch': True} if from_scratch else origin.describe(encoder=name not in OF_CLASSIFIER)
     settings = hashlib.sha256(to_json(config).encode()).hexdigest()
-    if not again and (done := read_results(path)) and (done['checkpoint'], done['settings']) == (checkpoint, settings):
+    seal = {'checkpoint': checkpoint, 'settings': settings}
+    done = {} if again else read_results(path)
+    if seal.items() <= done.items() and (done.get('predictions') or not predictions):
         report('Done before.')
         return 0, done
     start, notes = time.monotonic(), {}
-    workdir = Workdir(path, config)
+    workdir, ledger = Workdir(path, config, bound=name not in DIRECT), None
     try:
+        if name in DIRECT:
+            ledger = Ledger(workdir.path, seal, origin.step, predictions)
         if name in OF_ENCODER:
-            status, metrics = 0, test_encoder(origin, config, name)
+            status, metrics = 0, test_encoder(origin, config, name, ledger)
         elif name in OF_CLASSIFIER:
-            status, (metrics, notes) = 0, test_classifier(origin, config, name, workdir)
+            status, (metrics, notes) = 0, test_classifier(origin, config, name, ledger)
         else:
             if name == 'finetune' and not from_scratch:
                 begin_from(origin, config, workdir)
@@ -156,14 +179,19 @@ def evaluate(
             },
             'metrics': metrics,
             **({'notes': notes} if notes else {}),
+            **({'predictions': True} if predictions else {}),
             'seconds': round(time.monotonic() - start, 1),
             **describe_machine(),
         }
         replace_file(workdir.path / RESULTS, json.dumps(results, indent=2) + '\n')
+        if ledger:
+            ledger.end(metrics)
     finally:
+        if ledger:
+            ledger.close()
         workdir.close()
     report('  '.join(f'{key} {value:.2f}' for key, value in metrics.items()))
-    report(f'Wrote {workdir.path / RESULTS}.')
+    report(f'Wrote {workdir.path / RESULTS}{f" and {ledger.folder}" if predictions else ""}.')
     return 0, results
 
 
@@ -181,19 +209,17 @@ def read_test(workdir: Workdir) -> dict[str, float]:
     return found | ({'best_on_test/top1': max(several)} if several else {})
 
 
-def test_encoder(origin: Origin, config: Any, name: str) -> dict[str, float]:
+def test_encoder(origin: Origin, config: Any, name: str, ledger: Ledger) -> dict[str, float]:
     """A protocol of a frozen encoder, at once."""
     bare = config.copy_and_resolve_references().unlock()
     bare.papers = ()
     recipe = replace(build(bare.lock(), 1, 1), config=config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     report(describe_test(origin, name))
-    return bind_method(config, name, OF_ENCODER[name])(Subject(recipe, origin.weights, mesh, report))
+    return bind_method(config, name, OF_ENCODER[name])(Subject(recipe, origin.weights, mesh, ledger, report))
 
 
-def test_classifier(
-    origin: Origin, config: Any, name: str, workdir: Workdir
-) -> tuple[dict[str, float], dict[str, Any]]:
+def test_classifier(origin: Origin, config: Any, name: str, ledger: Ledger) -> tuple[dict[str, float], dict[str, Any]]:
     """A protocol of a trained classifier, at once."""
 
     def read_config(run: Path) -> Any:
@@ -201,7 +227,7 @@ def test_classifier(
         theirs.dtype = config.dtype
         return theirs.lock()
 
-    task = Task(config, make_mesh(config.mesh.data, config.mesh.fsdp), workdir.path, report, read_config)
+    task = Task(config, make_mesh(config.mesh.data, config.mesh.fsdp), ledger, report, read_config)
     network = read_network(origin.run, read_config(origin.run), origin.step, task)
     report(describe_test(origin, name))
     return bind_method(config, name, OF_CLASSIFIER[name])(network)

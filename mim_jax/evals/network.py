@@ -20,6 +20,7 @@ from mim_jax.data.sources import Source, open_source
 from mim_jax.errors import Refused, WorkdirError
 from mim_jax.evals.accuracy import check_test, make_predict
 from mim_jax.evals.features import collect_batches, eval_batch
+from mim_jax.evals.ledger import Ledger, watch_batches
 from mim_jax.methods import build
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
@@ -36,12 +37,12 @@ Rows = dict[str, np.ndarray]
 @dataclass(frozen=True)
 class Task:
     """What a classifier is tested for. config: the protocol's, whose section `data` says where images are and how they are
-    read; mesh: devices; workdir: where a protocol may leave files; report: gets lines to read; read_config: the checked
-    config of another run's folder."""
+    read; mesh: devices; ledger: of what was found so far; report: gets lines to read; read_config: the checked config of
+    another run's folder."""
 
     config: Any
     mesh: Mesh
-    workdir: Path
+    ledger: Ledger
     report: Callable[[str], None]
     read_config: Callable[[Path], Any]
 
@@ -93,9 +94,10 @@ class Network:
         """All images, or `limit` random ones that the seed decides, in stored order, padded to whole batches."""
         config, data = self.task.config, self.task.config.data
         batch = eval_batch(self.task.mesh)
-        return eval_batches(
+        batches = eval_batches(
             source, crop or self.crop, batch, limit or None, config.seed, data.threads, data.on_bad_image
         )
+        return watch_batches(batches, min(limit or len(source), len(source)), self.task.report)
 
     def logits(
         self,

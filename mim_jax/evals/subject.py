@@ -20,6 +20,7 @@ from mim_jax.data.sources import Source, open_source
 from mim_jax.data.subsets import open_training
 from mim_jax.errors import DataError
 from mim_jax.evals.features import eval_batch, extract_features
+from mim_jax.evals.ledger import Ledger, watch_batches
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.methods.linear_probe import frozen_encoder, pool_tokens
 from mim_jax.networks import Networks
@@ -30,11 +31,13 @@ from mim_jax.weights.encoders import load_encoder
 
 @dataclass(frozen=True)
 class Subject:
-    """recipe: of the base alone, with the config of the protocol; weights: the encoder's file; report: gets lines to read."""
+    """recipe: of the base alone, with the config of the protocol; weights: the encoder's file; ledger: of what was
+    found so far; report: gets lines to read."""
 
     recipe: Recipe
     weights: Path
     mesh: Mesh
+    ledger: Ledger
     report: Callable[[str], None]
 
     @cached_property
@@ -67,6 +70,7 @@ class Subject:
         batches = eval_batches(
             source, crop, eval_batch(self.mesh), None, config.seed, config.data.threads, config.data.on_bad_image
         )
+        batches = watch_batches(batches, len(source), self.report)
         return extract_features(lambda images: run(self.parameters, images), batches, self.mesh)
 
 

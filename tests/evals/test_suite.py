@@ -4,11 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from evaluate_runs import (
-    EVAL,
-    make_runs,
-    refuse,
-)
+from evaluate_runs import EVAL, make_runs, refuse
 from program_runs import call, snapshot
 
 from mim_jax import evaluate
