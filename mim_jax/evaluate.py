@@ -4,7 +4,8 @@ The encoder, the dataset and its statistics are the run's, everything else the p
 as in training. Writes results.json into RUN/evals/<protocol>, or --workdir. A protocol that trains goes on where it left off.
 Protocols of a whole classifier (accuracy, ensemble, robustness, corruptions) test a fine-tuned or probed RUN as it is;
 with --predictions, logits and labels of all images stay in predictions/*.npz beside results.json.
-With --suite, all protocols of a suite file, and one table (see evals/suite.py). Exit status as mim_jax.train's.
+With --suite, all protocols of a suite file, and one table (see evals/suite.py); of several runs, a column for each. Exit
+status as mim_jax.train's.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mim_jax.evals.ledger import Ledger
 from mim_jax.evals.network import Task, read_network
 from mim_jax.evals.protocols import DIRECT, OF_CLASSIFIER, OF_ENCODER
 from mim_jax.evals.subject import Subject
-from mim_jax.evals.suite import RESULTS, Row, read_suite, run_suite
+from mim_jax.evals.suite import RESULTS, Row, compare_runs, read_suite, run_suite
 from mim_jax.interop.origin import Origin, begin_from, read_origin
 from mim_jax.interop.runs import read_run_config
 from mim_jax.methods import METHODS, PROTOCOLS, build
@@ -46,7 +47,15 @@ def main(arguments: Sequence[str]) -> int:
         description='Test the encoder, or the classifier, of a run.',
         epilog='Any key of the config can be set: --config.optim.base_lr=1e-3 --config.data.dir=/data',
     )
-    parser.add_argument('--checkpoint', required=True, type=Path, help="a run's folder: the --workdir of mim_jax.train")
+    several = 'with --suite there may be several, which are compared in --workdir'
+    parser.add_argument(
+        '--checkpoint',
+        required=True,
+        type=Path,
+        nargs='+',
+        metavar='RUN',
+        help=f"a run's folder: the --workdir of mim_jax.train; {several}",
+    )
     parser.add_argument('--step', type=int, help='of the checkpoint; the newest without it')
     parser.add_argument('--teacher', help='test this momentum teacher in place of the student')
     wanted = parser.add_mutually_exclusive_group(required=True)
@@ -57,29 +66,55 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument('--predictions', action='store_true', help='keep what a classifier says of every image, too')
     options, overrides = parse_arguments(arguments, parser)
     with explain_shortages():
-        origin = read_origin(options.checkpoint, options.step, options.teacher)
+        if len(options.checkpoint) > 1 and not (options.suite and options.workdir):
+            raise ConfigError('Several runs are compared by a --suite, in the folder that --workdir names.')
+        origins = [read_origin(run, options.step, options.teacher) for run in options.checkpoint]
         which = [f'step_{options.step}'] if options.step is not None else []
         which += [options.teacher] if options.teacher else []
-        if options.config:
-            which += ['from_scratch'] if options.from_scratch else []
-            workdir = options.workdir or origin.folder / name_of(options.config, overrides, which)
-            return evaluate(origin, options.config, overrides, workdir, options.from_scratch, options.predictions)[0]
-        rows = read_suite(options.suite)
-        kept = set()  # rows of classifiers, where predictions are asked for
-        for row in rows:  # a misspelt key is told before the first of them runs
-            for _, own, _ in row.runs():
-                config, _ = load_config(row.config, [*own, *overrides], {**METHODS, **DIRECT})
-            if options.predictions and OF_CLASSIFIER.keys() & {*config.papers}:
-                kept.add(row.name)
-        folder = options.workdir or origin.folder / '-'.join([Path(options.suite).stem, *which])
+        if options.suite:
+            return evaluate_suite(origins, options.suite, overrides, options.workdir, which, options.predictions)
+        which += ['from_scratch'] if options.from_scratch else []
+        workdir = options.workdir or origins[0].folder / name_of(options.config, overrides, which)
+        return evaluate(origins[0], options.config, overrides, workdir, options.from_scratch, options.predictions)[0]
 
-        def run(row: Row, own: Sequence[str], workdir: Path, tested: Path | None) -> tuple[int, dict[str, Any]]:
+
+def evaluate_suite(
+    origins: Sequence[Origin],
+    path: str,
+    overrides: Sequence[str],
+    target: Path | None,
+    which: Sequence[str],
+    predictions: bool,
+) -> int:
+    """The suite of `path` for every run, each in its own folder (of a single run: `target`). Returns an exit status.
+
+    Of several runs a comparison is written to `target`. A from-scratch control that two of them share is run once.
+    predictions: keep those of the rows that test a classifier.
+    """
+    rows = read_suite(path)
+    kept = set()  # rows whose predictions are
+    for row in rows:  # a misspelt key is told before the first of them runs
+        for _, own, _ in row.runs():
+            config, _ = load_config(row.config, [*own, *overrides], {**METHODS, **DIRECT})
+            kept |= {row.name} if predictions and OF_CLASSIFIER.keys() & {*config.papers} else set()
+    several = len(origins) > 1
+    folders = [origin.folder / '-'.join([Path(path).stem, *which]) for origin in origins]
+    folders = folders if several or target is None else [target]
+    for origin, folder in zip(origins, folders, strict=True):
+
+        def run(
+            row: Row, own: Sequence[str], workdir: Path, tested: Path | None, origin: Origin = origin
+        ) -> tuple[int, dict[str, Any]]:
             of = read_origin(tested) if tested else origin
-            return evaluate(
-                of, row.config, [*own, *overrides], workdir, row.from_scratch, row.name in kept, again=False
-            )
+            same, keep = [other / workdir.name for other in folders], row.name in kept
+            return evaluate(of, row.config, [*own, *overrides], workdir, row.from_scratch, keep, done_in=same)
 
-        return run_suite(rows, folder, run, report)
+        status = run_suite(rows, folder, run, report)
+        if status:
+            return status
+    if several:
+        report(compare_runs(target, {str(o.run): folder for o, folder in zip(origins, folders, strict=True)}))
+    return 0
 
 
 def name_of(spec: str, overrides: Sequence[str], which: Sequence[str] = ()) -> str:
@@ -131,11 +166,12 @@ def evaluate(
     path: Path,
     from_scratch: bool = False,
     predictions: bool = False,
-    again: bool = True,
+    done_in: Sequence[Path] = (),
 ) -> tuple[int, dict[str, Any]]:
     """One protocol -> (exit status, what results.json says; {} when it was interrupted).
 
-    predictions: keep a classifier's, see Ledger; again: also where results.json has the same settings of the same checkpoint.
+    predictions: keep a classifier's, see Ledger; done_in: folders whose results.json is the answer where it has the same
+    settings of the same checkpoint.
     """
     config, reference, name = read_protocol(origin, spec, overrides)
     if from_scratch and name != 'finetune':
@@ -148,10 +184,10 @@ def evaluate(
     checkpoint = {'from_scratch': True} if from_scratch else origin.describe(encoder=name not in OF_CLASSIFIER)
     settings = hashlib.sha256(to_json(config).encode()).hexdigest()
     seal = {'checkpoint': checkpoint, 'settings': settings}
-    done = {} if again else read_results(path)
-    if seal.items() <= done.items() and (done.get('predictions') or not predictions):
-        report('Done before.')
-        return 0, done
+    for done in map(read_results, done_in):
+        if seal.items() <= done.items() and (done.get('predictions') or not predictions):
+            report('Done before.')
+            return 0, done
     start, notes = time.monotonic(), {}
     workdir, ledger = Workdir(path, config, bound=name not in DIRECT), None
     try:

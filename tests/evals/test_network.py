@@ -156,6 +156,8 @@ def test_what_is_no_classifier_is_refused(runs, tmp_path, capsys):
     assert '1000 classes of ImageNet' in message
     message = refuse(capsys, runs['pretrained'], 'knn', '--predictions')
     assert 'knn tests none that is there: give it with configs/eval/accuracy.py' in message
+    message = refuse(capsys, runs['finetuned'], 'accuracy', '--workdir', str(runs['finetuned']))
+    assert 'holds a run with other settings' in message
     message = refuse(capsys, runs['finetuned'], 'ensemble', '--workdir', str(tmp_path / 'e'))
     assert 'ensemble.with_run' in message
 
