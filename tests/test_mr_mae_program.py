@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import tower_cases
-from parity_rules import draw_weights
 from program_runs import ROOT, arguments, call, copy_run, fail, read_losses, read_summary, share_compilations, snapshot
 
 from mim_jax.training.checkpoint import read_params
@@ -24,9 +23,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """A small CLIP tower as transformers saves it."""
-    case = tower_cases.Case('clip', 16, 64, width=64, depth=1)
-    weights = draw_weights(tower_cases.shapes_of(case))
-    return tower_cases.write_folder(case, tmp_path_factory.mktemp('teacher') / 'clip', weights)
+    return tower_cases.write_small('clip', tmp_path_factory.mktemp('teacher') / 'clip')
 
 
 def line_of(workdir, weights, **settings):

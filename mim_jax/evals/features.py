@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mim_jax.errors import DataError
 from mim_jax.parallel.hosts import local_rows, to_global
 from mim_jax.parallel.mesh import batch_shards
 
@@ -60,10 +61,18 @@ def extract_features(
 
     Arguments as run_batches has them; `encode` returns f[b,D], and the batches have a label i[b].
     """
-    features, labels = [], []
-    for output, rows in run_batches(encode, batches, mesh):
-        features.append(output.astype(np.float32))
-        labels.append(rows['label'].astype(np.int32))
-    if not features:
-        raise ValueError('no batches to extract features from')
-    return np.concatenate(features), np.concatenate(labels)
+    features, rows = collect_batches(encode, batches, mesh)
+    return features.astype(np.float32), rows['label'].astype(np.int32)
+
+
+def collect_batches(
+    compute: Callable[[Any], Any],
+    batches: Iterable[Mapping[str, Any]],
+    mesh: Mesh | None = None,
+    name: str = 'the split',
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """All that run_batches yields, put together. Raises DataError, which calls the images `name`, where there are none."""
+    found = [*run_batches(compute, batches, mesh)]
+    if not any(len(rows['label']) for _, rows in found):
+        raise DataError(f'There are no images to evaluate: {name} is empty, or none of its images could be decoded.')
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,10 @@ from mim_jax.data.sources import Source
 from mim_jax.errors import ConfigError, DataError
 from mim_jax.evals.accuracy import accuracy_watcher
 from mim_jax.evals.features import eval_batch, extract_features
-from mim_jax.evals.knn import knn_accuracy
+from mim_jax.evals.knn import knn_percents, summarise_percents
 from mim_jax.evals.reconstruct import reconstruction_grid
 from mim_jax.evals.ridge import few_shot, ridge_accuracy
+from mim_jax.evals.subject import make_encode
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.networks import Networks, named_key
 from mim_jax.parallel.agreement import together
@@ -48,27 +49,6 @@ def make_watchers(session: Session, train: Source, test: Source | None) -> list[
     return watchers
 
 
-def make_encode(recipe: Recipe, pool: str) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
-    """(encoder parameters, images u8[B,S,S,3]) -> f32[B,D]: whole images through encoder and final norm.
-
-    pool 'mean': mean of the patch tokens, CLS excluded; 'cls': the CLS token.
-    """
-    mean, std = jnp.asarray(recipe.mean, jnp.float32), jnp.asarray(recipe.std, jnp.float32)
-
-    def encode(params: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        pixels = (images.astype(jnp.float32) / 255.0 - mean) / std
-        tokens = recipe.encoder.apply(
-            {'params': params}, pixels, method=lambda encoder, x: encoder.finish(encoder.levels(x, None).last)
-        )
-        return (
-            tokens.prefix[:, 0].astype(jnp.float32)
-            if pool == 'cls'
-            else tokens.patches.astype(jnp.float32).mean(axis=1)
-        )
-
-    return encode
-
-
 def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[TrainState, int], dict[str, float]]:
     """Quick probes of the frozen encoder: k-NN, ridge, few-shot ridge; keys 'probe/<name>', in percent."""
     config, probe = session.config, session.config.probe
@@ -87,7 +67,7 @@ def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[Tr
         bank, queries = features(train, probe.train_images), features(test, probe.test_images)
         classes, found = train.num_classes, {}
         if probe.knn:
-            found |= knn_accuracy(*bank, *queries, classes)
+            found |= summarise_percents(knn_percents(*bank, *queries, classes))
         if probe.ridge:
             found |= ridge_accuracy(*bank, *queries, classes)
         if probe.few_shot:

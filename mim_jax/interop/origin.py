@@ -13,6 +13,7 @@ import numpy as np
 
 from mim_jax.errors import Refused, WorkdirError
 from mim_jax.interop.begin import save_first, wanted_arrays
+from mim_jax.interop.classifier import explain_unused
 from mim_jax.interop.formats import POSITIONS
 from mim_jax.interop.resize import resize_relative_bias, square_relative_grid
 from mim_jax.interop.runs import choose_arrays, read_run_config
@@ -28,8 +29,6 @@ from mim_jax.weights.encoders import save_encoder
 from mim_jax.weights.files import digest_file, read_metadata, read_weights
 from mim_jax.weights.layout import Arrays
 from mim_jax.weights.resize import resize_positions, square_grid
-
-FINAL_NORM = 'encoder/norm/'
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,8 @@ def begin_from(origin: Origin, config: Any, workdir: Workdir) -> None:
     recipe, _ = open_run(config)
     program = make_program(recipe, make_mesh(**config.mesh))
     wanted = {path: leaf.shape for path, leaf in wanted_arrays(program, 'encoder').items()}
-    arrays = dict(read_weights(origin.weights).arrays)
-    if not any(path.startswith(FINAL_NORM) for path in wanted):  # a classifier with a norm of its own
-        arrays = {path: array for path, array in arrays.items() if not path.startswith(FINAL_NORM)}
+    encoder = read_weights(origin.weights).arrays
+    arrays = {path: array for path, array in encoder.items() if not explain_unused(recipe, path)}
     if POSITIONS in wanted and POSITIONS not in arrays:
         side = origin.config.image_size // origin.config.encoder.patch_size
         arrays[POSITIONS] = sincos_positions(side, side, wanted[POSITIONS][-1])[None]

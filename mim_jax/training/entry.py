@@ -22,9 +22,10 @@ class Guest(Workdir):
         """There is nothing to release."""
 
 
-def open_workdir(path: str | Path, config: Any) -> Workdir:
-    """The folder of a run on this host. Raises WorkdirError as Workdir does, on all hosts, and where they do not share it."""
-    workdir = together('the workdir', lambda: Workdir(path, config) if is_first() else Guest(path))
+def open_workdir(path: str | Path, config: Any, **options: Any) -> Workdir:
+    """The folder of a run on this host; options: Workdir's. Raises WorkdirError, on all hosts, as it does there on the
+    first one, and where they do not share the folder."""
+    workdir = together('the workdir', lambda: Workdir(path, config, **options) if is_first() else Guest(path))
     try:
         check_shared(workdir)
     except BaseException:

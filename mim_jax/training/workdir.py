@@ -20,17 +20,17 @@ class Workdir:
 
     Contents: config.json, metrics.jsonl, checkpoints/, pictures/, tensorboard/, summary.json. Raises WorkdirError when it
     cannot be written, when another process is using it, or when it holds a run of other settings; what it holds stays as
-    it is then.
+    it is then. bound: see check_contents.
     """
 
-    def __init__(self, path: str | Path, config: Any):
+    def __init__(self, path: str | Path, config: Any, bound: bool = True):
         check_local(path)
         self.path = Path(path).absolute()
         check_writable(self.path)
         self._lock = (self.path / '.lock').open('w')
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system however the process ends
-            check_contents(self.path, config)
+            check_contents(self.path, config, bound)
         except BlockingIOError as error:
             self.close()
             raise WorkdirError(
@@ -68,10 +68,11 @@ def check_local(path: str | Path) -> None:
         )
 
 
-def check_contents(path: Path, config: Any) -> None:
+def check_contents(path: Path, config: Any, bound: bool = True) -> None:
     """Raise WorkdirError unless a run of `config` may begin, or go on, in this folder. Only reads.
 
-    Settings bind from the first event or checkpoint on: a run that failed before, over a typing mistake, can be mended.
+    Settings bind from the first event or checkpoint on: a run that failed before, over a typing mistake, can be mended. Those
+    of a test that trains nothing do not (bound=False): in a folder of the same test, other settings begin it anew.
     """
     saved, checkpoints, journal = path / CONFIG, path / CHECKPOINTS, path / JOURNAL
     begun = (journal.exists() and journal.stat().st_size > 0) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
@@ -80,7 +81,7 @@ def check_contents(path: Path, config: Any) -> None:
             before = from_json(saved.read_text())
         except (ValueError, AttributeError) as error:
             raise WorkdirError(f'{saved} is damaged ({error}); restore it, or choose another --workdir.') from error
-        if begun:
+        if begun and (bound or before.papers != config.papers):
             check_same_run(config, before)
     elif begun:
         raise WorkdirError(f'{path} holds a run without its {CONFIG}; restore it, or choose another --workdir.')
