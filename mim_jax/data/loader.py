@@ -259,17 +259,21 @@ def eval_batches(
     seed: int = 0,
     threads: int = 16,
     on_bad_image: str = 'stop',
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """All examples once, or a fixed random subset of `limit`, in stored order.
 
+    rows: of every batch, that are read on this host; None: all of them.
+
     Yields:
-      {'image': u8[B, S, S, 3], 'label': i32[B], 'index': i32[B], 'weight': f32[B]}. The last batch is filled up with
-      rows of weight 0, which is also the weight of bad images when they are skipped.
+      {'image': u8[B, S, S, 3], 'label': i32[B], 'index': i32[B], 'weight': f32[B]}, B rows or those wanted. The last batch
+      is filled up with rows of weight 0, which is also the weight of bad images when they are skipped.
     """
     indices = np.sort(epoch_order(seed, 0, len(source))[:limit])
-    rows = _EvalRows(source, {'image': crop}, seed, _skips(on_bad_image), indices)
-    chunks = _Chunks(rows, 0, -(-len(indices) // batch_size), batch_size, np.arange(batch_size))
-    threads = _useful_threads(source, rows.crops, threads)
+    examples = _EvalRows(source, {'image': crop}, seed, _skips(on_bad_image), indices)
+    rows = np.arange(batch_size) if rows is None else rows
+    chunks = _Chunks(examples, 0, -(-len(indices) // batch_size), batch_size, rows)
+    threads = _useful_threads(source, examples.crops, threads)
     with contextlib.closing(_read_batches(chunks, threads, 0)) as batches:
         for batch in batches:
             del batch['bad']

@@ -1,5 +1,6 @@
 """What a frozen network says of every image of a data set, in host memory: features for the probes, logits to count."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -7,9 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mim_jax.data.loader import eval_batches
+from mim_jax.data.sources import Source
 from mim_jax.errors import DataError
 from mim_jax.parallel.hosts import local_rows, to_global
-from mim_jax.parallel.mesh import batch_shards
+from mim_jax.parallel.mesh import batch_shards, replicated
 
 BATCH = 256
 
@@ -27,20 +30,20 @@ def run_batches(
 
     `compute`: images u8[b,S,S,3] -> an array [b,...] or a tree of them, jitted by the caller; on several hosts its
     output must be replicated, and every host receives all of it.
-    `batches`: dicts with image, weight f[b] and others, as data.loader.eval_batches yields them on every host; rows of
-    weight 0 are padding and dropped, so that every image is there once on any number of devices.
+    `batches`: dicts with image, weight f[b] and others; on several hosts, of the rows that this one's devices hold, as
+    read_split yields them. Rows of weight 0 are padding and dropped, so that every image is there once on any mesh.
     `mesh`: split the images over its devices, which must divide b (ConfigError). None: `compute` is given numpy.
     """
 
-    def fetch(output: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
-        kept = np.asarray(batch['weight']) > 0
-        rows = {name: np.asarray(value)[kept] for name, value in batch.items() if name != 'image'}
-        return jax.tree.map(lambda x: np.asarray(x)[kept], output), rows
+    def fetch(output: Any, rows: Mapping[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
+        kept = np.asarray(rows['weight']) > 0
+        return jax.tree.map(lambda x: np.asarray(x)[kept], (output, rows))
 
     pending = None
     for batch in batches:
-        images = batch['image'] if mesh is None else to_global(mesh, {'image': own_rows(batch['image'], mesh)})['image']
-        running = compute(images), batch
+        rows = {name: value for name, value in batch.items() if name != 'image'}
+        images = batch['image'] if mesh is None else to_global(mesh, {'image': batch['image']})['image']
+        running = compute(images), rows if mesh is None or jax.process_count() == 1 else gather(rows, mesh)
         if pending:  # fetched while the device works on the next batch
             yield fetch(*pending)
         pending = running
@@ -48,10 +51,23 @@ def run_batches(
         yield fetch(*pending)
 
 
-def own_rows(images: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """What this host's devices hold of a batch that every host has read."""
-    rows = local_rows(mesh, len(images))
-    return images if len(rows) == len(images) else images[rows]
+def gather(rows: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Every host's rows of a batch -> all of them, on every host."""
+    return _compile_gather(mesh)(to_global(mesh, rows))
+
+
+@functools.cache
+def _compile_gather(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda rows: rows, out_shardings=replicated(mesh))
+
+
+def read_split(
+    source: Source, crop: Callable, mesh: Mesh, config: Any, limit: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """All images of a split, or `limit` random ones, in stored order: on each host the rows that its devices hold."""
+    size, data = eval_batch(mesh), config.data
+    rows = local_rows(mesh, size)
+    return eval_batches(source, crop, size, limit, config.seed, data.threads, data.on_bad_image, rows)
 
 
 def extract_features(

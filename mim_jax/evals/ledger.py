@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from mim_jax.parallel.agreement import exchange, together
@@ -86,11 +87,14 @@ def save_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def watch_batches(
     batches: Iterable[Mapping[str, Any]], total: int, report: Callable[[str], None], every: float = QUIET_SECONDS
 ) -> Iterator[Mapping[str, Any]]:
-    """The same batches, and a line on how many of `total` images were read whenever so many seconds passed without one."""
+    """The same batches, and a line on how many of `total` images were read whenever so many seconds passed without one.
+
+    Of several hosts, which share the images, each counts its own for all.
+    """
     done, told = 0, time.monotonic()
     for batch in batches:
         yield batch
-        done += int(np.count_nonzero(batch['weight']))
+        done += int(np.count_nonzero(batch['weight'])) * jax.process_count()
         if done < total and time.monotonic() - told >= every:
             report(f'{done:,} of {total:,} images')
             told = time.monotonic()

@@ -15,11 +15,10 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from mim_jax.data.augment import Crop
-from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source, open_source
 from mim_jax.errors import Refused, WorkdirError
 from mim_jax.evals.accuracy import check_test, make_predict
-from mim_jax.evals.features import collect_batches, eval_batch
+from mim_jax.evals.features import collect_batches, read_split
 from mim_jax.evals.ledger import Ledger, watch_batches
 from mim_jax.methods import build
 from mim_jax.parallel.hosts import place
@@ -93,11 +92,7 @@ class Network:
 
     def batches(self, source: Source, crop: Callable | None = None, limit: int = 0) -> Iterator[Mapping[str, Any]]:
         """All images, or `limit` random ones that the seed decides, in stored order, padded to whole batches."""
-        config, data = self.task.config, self.task.config.data
-        batch = eval_batch(self.task.mesh)
-        batches = eval_batches(
-            source, crop or self.crop, batch, limit or None, config.seed, data.threads, data.on_bad_image
-        )
+        batches = read_split(source, crop or self.crop, self.task.mesh, self.task.config, limit or None)
         return watch_batches(batches, min(limit or len(source), len(source)), self.task.report)
 
     def logits(

@@ -15,11 +15,10 @@ from jax.sharding import Mesh
 
 from mim_jax.data.augment import Crop
 from mim_jax.data.cache import cache_source
-from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source, open_source
 from mim_jax.data.subsets import open_training
 from mim_jax.errors import DataError
-from mim_jax.evals.features import eval_batch, extract_features
+from mim_jax.evals.features import extract_features, read_split
 from mim_jax.evals.ledger import Ledger, watch_batches
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.methods.linear_probe import frozen_encoder, pool_tokens
@@ -68,10 +67,7 @@ class Subject:
         run = jax.jit(encode, out_shardings=replicated(self.mesh))
         config = self.recipe.config
         crop = Crop('center', config.image_size, config.data.interpolation)
-        batches = eval_batches(
-            source, crop, eval_batch(self.mesh), None, config.seed, config.data.threads, config.data.on_bad_image
-        )
-        batches = watch_batches(batches, len(source), self.report)
+        batches = watch_batches(read_split(source, crop, self.mesh, config), len(source), self.report)
         return extract_features(lambda images: run(self.parameters, images), batches, self.mesh)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source
 from mim_jax.errors import ConfigError, DataError
 from mim_jax.evals.accuracy import accuracy_watcher
-from mim_jax.evals.features import eval_batch, extract_features
+from mim_jax.evals.features import extract_features, read_split
 from mim_jax.evals.knn import knn_percents, summarise_percents
 from mim_jax.evals.reconstruct import reconstruction_grid
 from mim_jax.evals.ridge import few_shot, ridge_accuracy
@@ -54,14 +54,13 @@ def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[Tr
     config, probe = session.config, session.config.probe
     encode = jax.jit(make_encode(session.recipe, probe.pool), out_shardings=replicated(session.mesh))
     crop = Crop('center', config.image_size, config.data.interpolation)
-    batch = eval_batch(session.mesh)
 
     def look(state: TrainState, step: int) -> dict[str, float]:
         del step
         params = state.params['encoder']
 
         def features(source: Source, limit: int) -> tuple[np.ndarray, np.ndarray]:
-            batches = read(source, crop, batch, limit, config)
+            batches = read_split(source, crop, session.mesh, config, limit)
             return extract_features(lambda images: encode(params, images), batches, session.mesh)
 
         bank, queries = features(train, probe.train_images), features(test, probe.test_images)
@@ -75,11 +74,6 @@ def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[Tr
         return {f'probe/{name}': value for name, value in found.items()}
 
     return look
-
-
-def read(source: Source, crop: Crop, batch: int, limit: int, config: Any) -> Iterator[dict[str, np.ndarray]]:
-    """Evaluation batches with the run's own reading settings."""
-    return eval_batches(source, crop, batch, limit, config.seed, config.data.threads, config.data.on_bad_image)
 
 
 def check_probes(config: Any, train: Source, test: Source) -> None:
@@ -105,7 +99,9 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
         session.report(f'{recipe.name} predicts no pixels, so pictures.every_epochs draws curves only.')
     count = config.pictures.count
     crop = Crop('center', config.image_size, config.data.interpolation)
-    shown = together('the pictures', lambda: next(iter(read(test, crop, count, count, config))))
+    data = config.data
+    reading = eval_batches(test, crop, count, count, config.seed, data.threads, data.on_bad_image)
+    shown = together('the pictures', lambda: next(reading))  # every host reads them all: they are few
     images = shown['image'][shown['weight'] > 0]
 
     @partial(jax.jit, out_shardings=replicated(session.mesh))
