@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from mim_jax.command import describe_machine, explain_shortages, parse_arguments, run_program
+from mim_jax.command import agree_on_run, describe_machine, explain_shortages, join_and_parse, run_program
 from mim_jax.config import bind_method, check_config, load_config, to_json
 from mim_jax.errors import ConfigError, Refused
 from mim_jax.evals.inherit import inherit_classifier, inherit_run
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted.add_argument('--suite', help='configs/eval/suite.py: several protocols, and one table')
     parser.add_argument('--from-scratch', action='store_true', help='fine-tune random weights: the control')
     parser.add_argument('--workdir', type=Path, help='folder of the results; without it one in RUN/evals')
-    options, overrides = parse_arguments(arguments, parser)
+    options, overrides = join_and_parse(arguments, parser)
     with explain_shortages():
         origin = read_origin(options.checkpoint, options.step, options.teacher)
         which = [f'step_{options.step}'] if options.step is not None else []
@@ -124,6 +124,7 @@ def evaluate(
     again: also where results.json has the same settings of the same checkpoint.
     """
     config, reference, name = read_protocol(origin, spec, overrides)
+    agree_on_run(config, path)
     if from_scratch and name != 'finetune':
         raise ConfigError(f'{name} trains no encoder, so nothing of it begins from scratch; leave out --from-scratch.')
     checkpoint = {'from_scratch': True} if from_scratch else origin.describe(encoder=name not in OF_CLASSIFIER)

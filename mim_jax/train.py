@@ -17,9 +17,10 @@ import jax
 
 from mim_jax.command import (
     INTERRUPTED,
+    agree_on_run,
     describe_machine,
     explain_shortages,
-    parse_arguments,
+    join_and_parse,
     read_config,
     run_program,
 )
@@ -51,8 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument('--config', required=True, help='configs/mae.py, or configs/mae.py:vit_s16,cifar10')
     parser.add_argument('--workdir', required=True, type=Path, help='folder of this run; made if it does not exist')
-    options, overrides = parse_arguments(arguments, parser)
+    options, overrides = join_and_parse(arguments, parser)
     config, reference = read_config(options.config, overrides)
+    agree_on_run(config, options.workdir)
     workdir = Workdir(options.workdir, config)
     try:
         return train(config, reference, workdir)
@@ -67,6 +69,7 @@ def train(config: Any, reference: Any, workdir: Workdir) -> int:
     try:
         with explain_shortages():
             recipe, source = assemble(config)
+            agree_on_run(config, workdir.path, source.fingerprint)
             check_pool(recipe)
             watching = config.probe.every_epochs or config.pictures.every_epochs or recipe.predict
             test = None
