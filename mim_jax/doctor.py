@@ -18,15 +18,17 @@ from typing import Any
 import jax
 from packaging.requirements import Requirement
 
-from mim_jax.command import describe_machine, explain_shortages, parse_arguments, read_config, run_program
+from mim_jax.command import agree_on_run, describe_machine, explain_shortages, join_and_parse, read_config, run_program
 from mim_jax.config import check_devices, peak_lr
 from mim_jax.data.images import decode
-from mim_jax.data.sources import open_source
+from mim_jax.data.sources import Source, open_source
 from mim_jax.data.subsets import open_training
 from mim_jax.errors import UserError, WorkdirError
 from mim_jax.evals.watchers import check_probes
+from mim_jax.parallel.agreement import exchange
 from mim_jax.parallel.hosts import to_global
 from mim_jax.parallel.mesh import make_mesh
+from mim_jax.parallel.startup import describe_host, is_joined, prefix_host
 from mim_jax.training import perf
 from mim_jax.training.assemble import assemble, make_loader, make_program
 from mim_jax.training.loggers import format_duration
@@ -37,7 +39,10 @@ TIMED_STEPS = 3
 
 
 class Examination:
-    """Runs checks in order, prints one line each, counts the faults. A check that needs a failed one is left out."""
+    """Runs checks in order, prints one line each, counts the faults. A check that needs a failed one is left out.
+
+    A check that fails on one host has failed on all, and each host tells its own faults; the first one what is well.
+    """
 
     def __init__(self):
         self.faults = 0
@@ -47,12 +52,24 @@ class Examination:
         try:
             with explain_shortages():
                 found, value = look()
+            fault = None
         except UserError as error:
-            self.faults += 1
-            print(f'FAULT {name}: {error}', flush=True)
-            return None
-        print(f'ok    {name}: {found}', flush=True)
-        return value
+            fault = str(error)
+            print(f'{prefix_host()}FAULT {name}: {fault}', flush=True)
+        faults = {host: told for host, told in enumerate(exchange(name, fault)) if told is not None}
+        self.faults += bool(faults)
+        if not faults:
+            self.report(f'ok    {name}: {found}')
+            return value
+        if fault is None:
+            host, told = next(iter(faults.items()))
+            self.report(f'FAULT {name}, on {describe_host(host)}: {told}')
+        return None
+
+    def report(self, line: str) -> None:
+        """Print at once, from the first host only."""
+        if jax.process_index() == 0:
+            print(line, flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         '--config', required=True, help='as for mim_jax.train, with the same --config.key=value overrides'
     )
     parser.add_argument('--workdir', type=Path, help='the folder the run will use')
-    options, overrides = parse_arguments(arguments, parser)
+    options, overrides = join_and_parse(arguments, parser)
 
     exam = Examination()
     exam.check('versions', check_versions)
@@ -70,13 +87,16 @@ def main(arguments: Sequence[str]) -> int:
     needed = None
     config = exam.check('config', lambda: check_settings(options.config, overrides))
     if config is not None:
-        size = exam.check('dataset', lambda: check_dataset(config))
+        train = exam.check('dataset', lambda: check_dataset(config))
+        size = None if train is None else len(train)
+        if is_joined() and train is not None:
+            exam.check('hosts', lambda: check_hosts(config, train, options.workdir))
         fits = exam.check('batch and learning rate', lambda: check_batch(config, size))
         if size is not None and fits:
             needed = exam.check('one train step', lambda: check_step(config))
     if options.workdir is not None:
         exam.check('workdir', lambda: check_folder(options.workdir, config, needed))
-    print(f'{exam.faults} fault{"" if exam.faults == 1 else "s"} found.' if exam.faults else 'All well.', flush=True)
+    exam.report(f'{exam.faults} fault{"" if exam.faults == 1 else "s"} found.' if exam.faults else 'All well.')
     return 2 if exam.faults else 0
 
 
@@ -115,7 +135,7 @@ def check_settings(spec: str, overrides: Sequence[str]) -> tuple[str, Any]:
     return f'{"+".join((config.base, *config.papers))}, image_size {config.image_size}', config
 
 
-def check_dataset(config: Any) -> tuple[str, int]:
+def check_dataset(config: Any) -> tuple[str, Source]:
     """Both splits found; the first and the last training image can be decoded."""
     train = open_training(config.data)
     loader_sizes = [f'{len(train)} images in {config.data.split}']
@@ -127,7 +147,13 @@ def check_dataset(config: Any) -> tuple[str, int]:
         test = open_source(config.data, config.data.eval_split)
         check_probes(config, train, test)
         loader_sizes.append(f'{len(test)} in {config.data.eval_split}')
-    return f'{train.description}, {", ".join(loader_sizes)}', len(train)
+    return f'{train.description}, {", ".join(loader_sizes)}', train
+
+
+def check_hosts(config: Any, train: Source, workdir: Path | None) -> tuple[str, None]:
+    """All hosts have the same settings, workdir and images; the versions were compared when they joined."""
+    agree_on_run(config, workdir, train.fingerprint)
+    return f'{jax.process_count()} have the same versions, settings and images', None
 
 
 def check_batch(config: Any, dataset_size: int | None) -> tuple[str, bool]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from mim_jax.command import describe_machine, explain_shortages, parse_arguments, run_program
+from mim_jax.command import agree_on_run, describe_machine, explain_shortages, join_and_parse, run_program
 from mim_jax.config import bind_method, check_config, load_config, to_json
 from mim_jax.errors import ConfigError, Refused
 from mim_jax.evals.inherit import inherit_classifier, inherit_run
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument('--from-scratch', action='store_true', help='fine-tune random weights: the control')
     parser.add_argument('--workdir', type=Path, help='folder of the results; without it one in RUN/evals')
     parser.add_argument('--predictions', action='store_true', help='keep what a classifier says of every image, too')
-    options, overrides = parse_arguments(arguments, parser)
+    options, overrides = join_and_parse(arguments, parser)
     with explain_shortages():
         if len(options.checkpoint) > 1 and not (options.suite and options.workdir):
             raise ConfigError('Several runs are compared by a --suite, in the folder that --workdir names.')
@@ -176,6 +176,7 @@ def evaluate(
     settings of the same checkpoint.
     """
     config, reference, name = read_protocol(origin, spec, overrides)
+    agree_on_run(config, path)
     if from_scratch and name != 'finetune':
         raise ConfigError(f'{name} trains no encoder, so nothing of it begins from scratch; leave out --from-scratch.')
     if predictions and name not in OF_CLASSIFIER:

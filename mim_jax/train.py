@@ -15,9 +15,10 @@ from typing import Any
 
 from mim_jax.command import (
     INTERRUPTED,
+    agree_on_run,
     describe_machine,
     explain_shortages,
-    parse_arguments,
+    join_and_parse,
     read_config,
     run_program,
 )
@@ -52,8 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument('--config', required=True, help='configs/mae.py, or configs/mae.py:vit_s16,cifar10')
     parser.add_argument('--workdir', required=True, type=Path, help='folder of this run; made if it does not exist')
-    options, overrides = parse_arguments(arguments, parser)
+    options, overrides = join_and_parse(arguments, parser)
     config, reference = read_config(options.config, overrides)
+    agree_on_run(config, options.workdir)
     workdir = open_workdir(options.workdir, config)
     try:
         return train(config, reference, workdir)
@@ -68,6 +70,7 @@ def train(config: Any, reference: Any, workdir: Workdir) -> int:
     try:
         with explain_shortages():
             recipe, source = assemble(config)
+            agree_on_run(config, workdir.path, source.fingerprint)
             check_pool(recipe)
             watching = config.probe.every_epochs or config.pictures.every_epochs or recipe.predict
             test = None

@@ -16,7 +16,7 @@ import jax
 from jax._src.distributed import global_state  # no public function reaches the key-value store
 
 from mim_jax.errors import HostLost, HostsDiffer, UserError
-from mim_jax.parallel.facts import find_difference
+from mim_jax.parallel.facts import REMEDY, find_difference
 from mim_jax.parallel.lifeline import AGAIN
 from mim_jax.parallel.startup import describe_host
 
@@ -64,7 +64,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     every = exchange('facts', dict(facts))
     difference = find_difference(every, [describe_host(host) for host in range(len(every))])
     if difference:
-        raise HostsDiffer(difference)
+        raise HostsDiffer(f'{difference}. {REMEDY}')
 
 
 def barrier(name: str, timeout: float = WAIT) -> None:

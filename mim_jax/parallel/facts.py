@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+REMEDY = 'Give every host the same, and start the same command again on all of them.'
 SHOWN = 10  # differing facts, and hosts of each, that a sentence names
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 LOST = 75  # EX_TEMPFAIL: run the same command again
-WORDS = 1.0  # seconds in which a host that hears of an error may end by the same error in its own words
+WORDS = 1.0  # seconds in which a host that hears of another's error may end by its own, in its own words
 GRACE = 3.0  # seconds for which host 0 waits for the others to end: JAX's service ends with it, and they would abort
 AGAIN = 'Start the same command on all hosts again to go on; launch/babysit.py does that by itself.'
 
@@ -75,7 +75,7 @@ class Lifeline:
     def abandon(self, status: int, theirs: int, why: str) -> NoReturn:
         """End this process with `status`; the others say `why` and end with status `theirs`."""
         self._ending.acquire()  # for good; where the watching thread was faster, it ends the process
-        self._tell(self.host, theirs, why)
+        self._tell(self.host, theirs, why, WORDS)
         if self.host == 0:
             self._thread.join(GRACE)
         end_process(status)
@@ -93,7 +93,7 @@ class Lifeline:
                         selector.unregister(key.fileobj)
                         if not key.data.orderly:
                             host = self.describe(key.data.host)
-                            self._lose(key.data.host, LOST, f'{host} is gone, so this host stops too. {AGAIN}')
+                            self._lose(key.data.host, LOST, f'{host} is gone, so this host stops too. {AGAIN}', 0)
         if self._status:
             end_process(self._status)
 
@@ -101,21 +101,22 @@ class Lifeline:
         if 'bye' in message:
             line.orderly = True
         else:
-            time.sleep(WORDS)
-            self._lose(message['host'], message['status'], message['why'])
+            time.sleep(message['pause'])
+            self._lose(message['host'], message['status'], message['why'], message['pause'])
 
-    def _lose(self, host: int, status: int, why: str) -> None:
+    def _lose(self, host: int, status: int, why: str, pause: float) -> None:
         """`host` is lost: say so, pass it on, and end."""
         if not self._ending.acquire(blocking=False):
             return
         print(f'\nhost {self.host}: error: {why}', file=sys.stderr, flush=True)
-        self._tell(host, status, why)
+        if self.host == 0:
+            self._tell(host, status, why, pause)
         self._status, self._until = status, time.monotonic() + (GRACE if self.host == 0 else 0)
 
-    def _tell(self, host: int, status: int, why: str) -> None:
+    def _tell(self, host: int, status: int, why: str, pause: float) -> None:
         for line in self.lines:
             if line.host != host:
-                line.send({'host': host, 'status': status, 'why': why})
+                line.send({'host': host, 'status': status, 'why': why, 'pause': pause})
 
 
 def keep_alive(connection: socket.socket, heartbeat: float) -> None:

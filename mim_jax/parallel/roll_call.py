@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mim_jax.errors import ConfigError, HostLost, HostsDiffer, UserError
-from mim_jax.parallel.facts import find_difference
+from mim_jax.parallel.facts import REMEDY, find_difference
 from mim_jax.parallel.lifeline import AGAIN, Line
 
 RETRY = 0.3  # seconds between two attempts
@@ -72,7 +72,7 @@ def gather_calls(coordinator: str, mine: Call, timeout: float) -> tuple[list[Lin
             if difference := find_difference(
                 [call.facts for call in in_order], [f'host {call.host} ({call.name})' for call in in_order]
             ):
-                raise HostsDiffer(difference)
+                raise HostsDiffer(f'{difference}. {REMEDY}')
         except UserError as error:
             for line in lines:
                 line.send({'refused': str(error), 'kind': type(error).__name__})

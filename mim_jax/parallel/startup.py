@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -45,19 +45,20 @@ def join_hosts(
     host: int = -1,
     timeout: float = 120,
     heartbeat: float = 20,
-    facts: Mapping[str, Any] | None = None,
+    facts: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Become one host of several, where this process is one; otherwise do nothing. Before any device is touched.
 
     The arguments, or MIM_JAX_COORDINATOR, MIM_JAX_HOSTS and MIM_JAX_HOST, or what JAX detects: a TPU pod, SLURM, Open MPI.
-    timeout: seconds to wait for the others; heartbeat: seconds after which a silent host is lost; facts: what must be
-    equal on all hosts before they speak JAX's protocol, such as versions. Raises ConfigError, HostLost or HostsDiffer.
+    timeout: seconds to wait for the others; heartbeat: seconds after which a silent host is lost; facts: called where
+    there are several hosts, for what must be equal before they speak JAX's protocol, such as versions.
+    Raises ConfigError, HostLost or HostsDiffer.
     """
     global _lifeline
     place = find_place(coordinator, hosts, host, os.environ) or find_cluster(timeout)
     if place is None or place.hosts == 1:
         return
-    mine = Call(place.host, place.hosts, socket.gethostname(), dict(facts or {}))
+    mine = Call(place.host, place.hosts, socket.gethostname(), dict(facts()))
     lines, names = call_roll(place.coordinator, mine, timeout)
     jax.config.update('jax_enable_preemption_service', False)  # its SIGTERM handler would displace ours
     jax.distributed.initialize(
