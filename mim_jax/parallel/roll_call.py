@@ -15,11 +15,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from mim_jax.errors import ConfigError, HostLost, HostsDiffer, UserError
+from mim_jax.errors import ConfigError, HostLost, HostsDiffer
 from mim_jax.parallel.facts import REMEDY, find_difference
 from mim_jax.parallel.lifeline import AGAIN, Line
 
 RETRY = 0.3  # seconds between two attempts
+LINGER = 3.0  # seconds in which hosts that call late still hear of a contradiction
 PORT_WAIT = 10.0  # seconds in which a run that is ending may give up the port
 
 
@@ -43,40 +44,42 @@ def call_roll(coordinator: str, mine: Call, timeout: float) -> tuple[list[Line],
 
 
 def gather_calls(coordinator: str, mine: Call, timeout: float) -> tuple[list[Line], list[Call]]:
-    """Host 0's part: listen until all are here."""
-    end, calls, lines = time.monotonic() + timeout, {0: mine}, []
+    """Host 0's part: listen until all are here. Of a contradiction it tells those, too, that call a little later."""
+    end = time.monotonic() + timeout
+    calls, lines, trouble = {0: mine}, [], None
     with listen(coordinator, end) as listener, selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
-        try:
-            while len(calls) < mine.hosts:
-                ready = selector.select(end - time.monotonic())
-                if not ready:
-                    raise HostLost(describe_missing(calls, mine.hosts, coordinator, timeout))
-                for key, _ in ready:
-                    if key.data is None:
-                        line = Line(listener.accept()[0], host=-1)
-                        selector.register(line.socket, selectors.EVENT_READ, line)
-                    elif (messages := key.data.receive()) is None:  # a host that was stopped, or a stranger
-                        selector.unregister(key.fileobj)
-                        key.fileobj.close()
-                        if key.data in lines:
-                            lines.remove(key.data)
-                            calls.pop(key.data.host, None)
-                    elif messages and set(messages[0]) == set(Call._fields):
-                        call = Call(**messages[0])
-                        key.data.host = call.host
-                        lines.append(key.data)
-                        check_call(call, calls)
-                        calls[call.host] = call
-            in_order = [calls[host] for host in range(mine.hosts)]
-            if difference := find_difference(
-                [call.facts for call in in_order], [f'host {call.host} ({call.name})' for call in in_order]
-            ):
-                raise HostsDiffer(f'{difference}. {REMEDY}')
-        except UserError as error:
-            for line in lines:
-                line.send({'refused': str(error), 'kind': type(error).__name__})
-            raise
+        while trouble or len(lines) < mine.hosts - 1:
+            ready = selector.select(end - time.monotonic())
+            if not ready:
+                trouble = trouble or HostLost(describe_missing(calls, mine.hosts, coordinator, timeout))
+                break
+            for key, _ in ready:
+                if key.data is None:
+                    line = Line(listener.accept()[0], host=-1)
+                    selector.register(line.socket, selectors.EVENT_READ, line)
+                elif (messages := key.data.receive()) is None:  # a host that was stopped, or a stranger
+                    selector.unregister(key.fileobj)
+                    key.fileobj.close()
+                    if key.data in lines:
+                        lines.remove(key.data)
+                        calls.pop(key.data.host, None)
+                elif messages and set(messages[0]) == set(Call._fields):
+                    call = Call(**messages[0])
+                    key.data.host = call.host
+                    lines.append(key.data)
+                    contradiction = find_contradiction(call, calls)
+                    if contradiction and not trouble:
+                        trouble, end = ConfigError(contradiction), min(end, time.monotonic() + LINGER)
+                    calls.setdefault(call.host, call)
+    in_order = [calls[host] for host in sorted(calls)]
+    difference = find_difference([call.facts for call in in_order], [describe(call) for call in in_order])
+    if difference and not trouble:
+        trouble = HostsDiffer(f'{difference}. {REMEDY}')
+    if trouble:
+        for line in lines:
+            line.send({'refused': str(trouble), 'kind': type(trouble).__name__})
+        raise trouble
     for line in lines:
         line.send({'calls': [call._asdict() for call in in_order]})
     return lines, in_order
@@ -122,18 +125,24 @@ def wait_answer(line: Line) -> dict[str, Any] | None:
     return None
 
 
-def check_call(call: Call, calls: Mapping[int, Call]) -> None:
-    """Raise ConfigError when a call contradicts those before it."""
+def find_contradiction(call: Call, calls: Mapping[int, Call]) -> str:
+    """How a call contradicts those before it; '' when it does not."""
     if call.hosts != calls[0].hosts:
-        raise ConfigError(
-            f'Host {call.host} ({call.name}) was started as one of {call.hosts} hosts, host 0 ({calls[0].name}) as one of '
+        return (
+            f'Host {call.host} ({call.name}) was started as one of {call.hosts} hosts, {describe(calls[0])} as one of '
             f'{calls[0].hosts}: give all of them the same --hosts.'
         )
     if call.host in calls:
-        raise ConfigError(
+        return (
             f'Two processes were started as host {call.host} (on {calls[call.host].name} and on {call.name}): give each '
             f'its own --host, from 0 to {call.hosts - 1}.'
         )
+    return ''
+
+
+def describe(call: Call) -> str:
+    """'host 1 (name)'."""
+    return f'host {call.host} ({call.name})'
 
 
 def describe_missing(calls: Mapping[int, Call], hosts: int, coordinator: str, timeout: float) -> str:
