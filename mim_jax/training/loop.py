@@ -222,9 +222,7 @@ class Session:
         with self._meter.pause():
             self._owed = bool(due)
             for watcher in due:
-                if (
-                    self._requests.agree() and done < self.total
-                ):  # no session comes after the last step to make up for it
+                if self._requests.agree() and done < self.total:  # after the last step no session would make up for it
                     return
                 self._journal(done, watcher.look(self.state, done))
             self._owed = False
