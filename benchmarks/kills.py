@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import random
@@ -66,14 +67,25 @@ def main() -> int:
             continue
         processes = options.processes[number % len(options.processes)]
         count = min(options.each, options.kills - number * options.each)
-        found = run_round(options.folder, processes, count, random.Random(f'{options.seed}/{number}'))
+        kinds = deal_kinds(options.seed, number * options.each, count)
+        found = run_round(options.folder, processes, kinds, random.Random(f'{options.seed}/{number}'))
         with results.open('a') as file:
             file.write(json.dumps({'round': number, 'processes': processes, **found}) + '\n')
     return print_table([json.loads(line) for line in results.read_text().splitlines()])
 
 
-def run_round(folder: Path, processes: int, count: int, draw: random.Random) -> dict[str, Any]:
-    """Kill one run `count` times -> {'kills': what was done, 'differences': how its end differs from an undisturbed one's}."""
+def deal_kinds(seed: int, first: int, count: int) -> list[dict[str, str]]:
+    """What the kills from number `first` on are: all sixteen kinds come before one comes again, in random order."""
+    kinds = []
+    for number in range(first, first + count):
+        deck = list(itertools.product(SIGNALS, WHOM, MOMENTS))
+        random.Random(f'{seed}/deck/{number // len(deck)}').shuffle(deck)
+        kinds.append(dict(zip(('signal', 'whom', 'moment'), deck[number % len(deck)], strict=True)))
+    return kinds
+
+
+def run_round(folder: Path, processes: int, kinds: Sequence[dict[str, str]], draw: random.Random) -> dict[str, Any]:
+    """Kill one run a few times -> {'kills': what was done, 'differences': how its end differs from an undisturbed one's}."""
     whole = folder / f'whole_{processes}'
     if not (whole / 'summary.json').exists():
         shutil.rmtree(whole, ignore_errors=True)
@@ -96,9 +108,9 @@ def run_round(folder: Path, processes: int, count: int, draw: random.Random) -> 
     with (folder / 'run.log').open('w') as log:
         family = subprocess.Popen(supervised, env=environment(folder), cwd=ROOT, stdout=log, stderr=log)
         try:
-            for turn in range(count):
-                goal = STEPS * (turn + 1) // (count + 2)  # so that all find their turn before the run ends
-                kills.append(kill_once(family, workdir, processes, goal, draw))
+            for turn, kind in enumerate(kinds):
+                goal = STEPS * (turn + 1) // (len(kinds) + 2)  # so that all find their turn before the run ends
+                kills.append(kill_once(family, workdir, processes, kind, goal, draw))
             status = family.wait(PATIENCE)
         finally:
             end_family(family)
@@ -106,7 +118,7 @@ def run_round(folder: Path, processes: int, count: int, draw: random.Random) -> 
         raise SystemExit(f'The run ended with status {status}; see {folder / "run.log"}.')
     differences = compare(workdir, whole)
     print(
-        f'{processes} processes, {count} kills, {time.monotonic() - start:.0f} s: {differences or "the same end"}',
+        f'{processes} processes, {len(kinds)} kills, {time.monotonic() - start:.0f} s: {differences or "the same end"}',
         flush=True,
     )
     return {'kills': kills, 'differences': differences}
@@ -139,10 +151,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 # -- one kill ----------------------------------------------------------------------------------------------------------
 def kill_once(
-    family: subprocess.Popen, workdir: Path, processes: int, goal: int, draw: random.Random
+    family: subprocess.Popen, workdir: Path, processes: int, kind: dict[str, str], goal: int, draw: random.Random
 ) -> dict[str, Any]:
-    """Wait until `goal` steps are done, then for a random moment, then send a random signal to one process or to all."""
-    kind = {'signal': draw.choice(SIGNALS), 'whom': draw.choice(WHOM), 'moment': draw.choice(MOMENTS)}
+    """Wait until `goal` steps are done, then for the moment, then send the signal to one process, any, or to all."""
     delay, victim = draw.random(), draw.randrange(processes)
 
     def at(moment: Callable[[], Any]) -> Any:
