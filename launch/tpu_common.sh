@@ -3,7 +3,6 @@
 # Runs under bash 3.2 (macOS) too. Flag names: gcloud's own definitions (SDK 528, surface/compute/tpus); states:
 # cloud.google.com/tpu/docs/queued-resources; runtime versions: cloud.google.com/tpu/docs/runtimes (read in 2026).
 # shellcheck disable=SC2034  # the scripts that read this file use its variables
-set -euo pipefail
 
 SCRIPT=$(basename "$0")
 LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -26,7 +25,7 @@ die() { # STATUS SENTENCE
 }
 
 show_options() {
-  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" | grep -v '^shellcheck'
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
   cat <<'HELP'
 
 Options, the same for all tpu_*.sh scripts (each takes what it needs):
@@ -135,11 +134,14 @@ call() { # run a command; in a dry run, print it instead
   printf '\n' >&2
 }
 
-find_resource() { # sets state ('' where there is no such queued resource; a dry run finds none) and found_type
+find_resource() { # sets state ('' where there is no such queued resource; a dry run finds none) and found_type; 1: it failed
   local listing
   listing=$(call gcloud compute tpus queued-resources list --zone="$zone" --project="$project" --quiet \
     --format='value(name.basename(),state.state,tpu.nodeSpec[0].node.acceleratorType.basename())') ||
-    die 1 "gcloud could not list the queued resources of $project in $zone; its message is above."
+    {
+      say "error: gcloud could not list the queued resources of $project in $zone; its message is above." >&2
+      return 1
+    }
   state=$(awk -F '\t' -v name="$name" '$1 == name { print $2 }' <<<"$listing")
   found_type=$(awk -F '\t' -v name="$name" '$1 == name { print $3 }' <<<"$listing")
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Ask for a TPU slice (a queued resource) and wait until it is ACTIVE: tpu_create.sh --name N --zone Z --project P --type T
 # Again: waits on, or says that it is there. One that was preempted (SUSPENDED) or FAILED is deleted and asked for anew.
+set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"
 
@@ -42,6 +43,6 @@ while [[ $state != ACTIVE ]]; do
     *) sleep "$POLL_SECONDS" ;; # waiting in the queue can take days; Ctrl-C loses nothing
   esac
   [[ -z $DRY_RUN ]] || exit 0
-  find_resource
+  until find_resource; do sleep "$POLL_SECONDS"; done # a lost network is no reason to stop waiting
 done
 say "$name is ACTIVE. Next: launch/tpu_setup.sh"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # End the run in order, then give the slice back: the queued resource, its machines and their disks are deleted.
+set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"
 

@@ -3,6 +3,7 @@
 # It runs detached under launch/babysit.py: a lost ssh connection does not matter. Again: says that it runs already.
 # --keep-alive (with --type and what tpu_create.sh and tpu_setup.sh were given) stays and watches: a slice that was preempted
 # is asked for again, set up, and given the same command, which goes on where the work directory left off. Ends when it ends.
+set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"
 
@@ -46,7 +47,7 @@ look_after_workers() { # what to do about what the workers answer; exits when th
 watch_slice() {
   restarts=0
   while true; do
-    find_resource
+    until find_resource; do sleep "$WATCH_SECONDS"; done # a lost network is no reason to stop watching
     case $state in
       ACTIVE) look_after_workers ;;
       SUSPENDING | SUSPENDED | FAILED)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Put code and packages on every worker: tpu_setup.sh --name N --zone Z --project P [--commit SHA [--repo URL]]
 # Without --commit it copies this working tree (tracked and new files, no ignored ones). Again: brings the workers up to date.
+set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # How is it? State of the queued resource, of the run on each worker, and the last line of worker 0's log.
+set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"
 

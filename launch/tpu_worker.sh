@@ -43,9 +43,10 @@ describe() {
 
 setup() {
   # The images of v4 to v6e have Python 3.10 (Ubuntu 22.04) and jax needs 3.11: uv brings it, and installs the packages.
-  local uv=$HOME/.local/bin/uv files=(-r requirements.txt) versions
+  local uv=$HOME/mim_jax_uv/bin/uv files=(-r requirements.txt) versions
   cd "$CODE"
-  python3 -m pip install --quiet --user --upgrade uv || die 1 'pip could not install uv; is there a way to PyPI from this machine?'
+  python3 -m pip install --quiet --target "$HOME/mim_jax_uv" --upgrade uv ||
+    die 1 'pip could not install uv; is there a way to PyPI from this machine?'
   rm -f "$VENV/.ready"
   [[ ! -e requirements-gcs.txt ]] || files+=(-r requirements-gcs.txt)
   "$uv" venv --quiet --allow-existing --python 3.11 "$VENV"

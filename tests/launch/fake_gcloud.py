@@ -39,6 +39,9 @@ def list_resources(options: dict[str, str]) -> int:
             RESOURCE.unlink()
             return 0
         RESOURCE.write_text(json.dumps(resource))
+        if state == 'UNREACHABLE':
+            print('ERROR: gcloud crashed (ConnectionError)', file=sys.stderr)
+            return 1
         print(f'{resource["name"]}\t{state}\t{resource["type"]}')
     return 0
 
@@ -72,7 +75,12 @@ def ssh(options: dict[str, str], node: str) -> int:
     failed = 0
     for home in find_homes(options, node):
         host = f'{node}-w-{home.name}'
-        environment = {**os.environ, 'HOME': str(home), 'FAKE_HOST': host, 'PATH': f'{CLOUD}/worker_bin:{os.environ["PATH"]}'}
+        environment = {
+            **os.environ,
+            'HOME': str(home),
+            'FAKE_HOST': host,
+            'PATH': f'{CLOUD}/worker_bin:{os.environ["PATH"]}',
+        }
         status = subprocess.run(['bash', '-c', options['command']], cwd=home, env=environment, timeout=30).returncode
         failed = failed or status
     return failed

@@ -1,9 +1,9 @@
-"""Runs on a pretended slice of two workers, whose side of the scripts (tpu_worker.sh) really runs: start, look, stop, bring back."""
+"""Runs on a pretended slice of two workers, whose side (tpu_worker.sh) really runs: start, look, stop, bring back."""
 
 import time
 
 import pytest
-from tpu_world import World, world  # noqa: F401  a fixture
+from tpu_world import World
 
 V4 = ('--type', 'v4-16')
 # Runs until SIGTERM, at most 20 s, and then ends as a training that has saved.
@@ -17,12 +17,18 @@ def in_each_start(cloud, *statuses: int) -> tuple[str, ...]:
     return ('--', 'bash', '-c', f'{count}; {TRAIN[-1]}')
 
 
-def is_running(world: World, worker: int) -> bool:  # noqa: F811
+def is_running(world: World, worker: int) -> bool:
     return f'pod-w-{worker} running' in world.run('tpu_status.sh').stdout
 
 
 @pytest.fixture
-def pod(world):  # noqa: F811
+def world(tmp_path):
+    with World(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pod(world):
     assert world.run('tpu_create.sh', *V4).returncode == 0
     assert world.run('tpu_setup.sh').returncode == 0
     return world
@@ -87,7 +93,7 @@ def test_what_status_says(pod):
     assert state() == 'not-set-up'
 
 
-def test_run_and_status_of_what_is_not_there(world):  # noqa: F811
+def test_run_and_status_of_what_is_not_there(world):
     done = world.run('tpu_run.sh', *TRAIN)
     assert done.returncode == 2
     assert 'pod is not there, not ACTIVE' in done.stderr
@@ -105,7 +111,7 @@ def test_keep_alive_ends_when_the_run_has_finished(pod):
 
 
 def test_keep_alive_brings_a_preempted_slice_back_and_gives_the_same_command(pod):
-    pod.exists('ACTIVE', 'ACTIVE', 'ACTIVE', 'SUSPENDING', 'SUSPENDED')
+    pod.exists('ACTIVE', 'ACTIVE', 'UNREACHABLE', 'ACTIVE', 'SUSPENDING', 'SUSPENDED')
     pod.plan([['PROVISIONING', 'ACTIVE']])
     before = len(pod.calls('create')), len(pod.calls('scp'))
     done = pod.run('tpu_run.sh', *V4, '--spot', '--keep-alive', *in_each_start(pod.cloud, None, 0))

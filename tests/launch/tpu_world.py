@@ -1,4 +1,6 @@
-"""A clone with the launch scripts, and a pretended cloud around it (fake_gcloud.py), for the tests of tpu_*.sh."""
+"""A clone with the launch scripts, and a pretended cloud around it (fake_gcloud.py), for the tests of tpu_*.sh; linters."""
+
+from __future__ import annotations
 
 import contextlib
 import json
@@ -7,10 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 HERE = Path(__file__).parent
 LAUNCH = HERE.parents[1] / 'launch'
@@ -19,7 +18,7 @@ MACHINE = ('--name', 'pod', '--zone', 'us-central2-b', '--project', 'lab')
 # Stand-ins for what a worker has: its name, a pip that brings uv, and a uv whose environments have a python.
 WORKER_BIN = {
     'hostname': 'echo "$FAKE_HOST"',
-    'python3': 'mkdir -p "$HOME/.local/bin" && cp "$FAKE_CLOUD/worker_bin/uv" "$HOME/.local/bin/uv"',
+    'python3': 'mkdir -p "$HOME/mim_jax_uv/bin" && cp "$FAKE_CLOUD/worker_bin/uv" "$HOME/mim_jax_uv/bin/uv"',
     'uv': """echo "uv $*" >>"$HOME/uv_calls"
 [ "$1" != venv ] || { mkdir -p "$HOME/mim_jax_venv/bin" && cp "$FAKE_CLOUD/worker_bin/python" "$HOME/mim_jax_venv/bin"; }""",
     'python': f'[ "$1" != -c ] || {{ echo "jax 1 libtpu 2"; exit; }}\nexec {sys.executable} "$@"',
@@ -55,19 +54,18 @@ class World:
         }
 
     def plan(self, states: list[list[str]], failing: tuple[str, ...] = ()) -> None:
-        """States that the resource goes through after each create ('GONE': somebody deletes it); verbs that fail."""
+        """States that the resource goes through after each create, and verbs that fail.
+
+        'GONE': somebody deletes it; 'UNREACHABLE': this listing fails.
+        """
         (self.cloud / 'plan.json').write_text(json.dumps({'states': states, 'failing': failing}))
 
     def exists(self, *states: str, type: str = 'v4-16') -> None:
         (self.cloud / 'resource.json').write_text(json.dumps({'name': 'pod', 'type': type, 'states': states}))
 
     def run(self, script: str, *arguments: str, machine: tuple[str, ...] = MACHINE) -> subprocess.CompletedProcess:
-        before, after = [*arguments], []
-        if '--' in before:
-            cut = before.index('--')
-            before, after = before[:cut], before[cut:]
         return subprocess.run(
-            [self.clone / 'launch' / script, *machine, *before, *after],
+            [self.clone / 'launch' / script, *machine, *arguments],
             env=self.environment, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 
@@ -85,13 +83,16 @@ class World:
             pid = int((self.home(worker) / 'mim_jax_run' / 'pid').read_text())
             os.killpg(os.getpgid(pid), signal.SIGKILL)
 
-    def close(self) -> None:
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for worker in range(2):
             self.kill_run(worker)
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    opened = World(tmp_path)
-    yield opened
-    opened.close()
+def find_tool(name: str) -> str:
+    """Path of a linter: where pip puts it, or on the PATH."""
+    path = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
+    assert path, f'{name} is not here; pip install -r requirements-dev.txt brings it'
+    return path
