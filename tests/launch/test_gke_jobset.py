@@ -90,7 +90,7 @@ def find_action(status: int, evicted: bool = False) -> str:
     [
         (2, False, 'FailJobSet'),
         (3, False, 'FailJobSet'),
-        (75, False, 'RestartJobSetAndIgnoreMaxRestarts'),
+        (75, False, 'RestartJobSet'),
         (137, True, 'RestartJobSetAndIgnoreMaxRestarts'),
         (75, True, 'RestartJobSetAndIgnoreMaxRestarts'),
         (1, False, 'RestartJobSet'),
