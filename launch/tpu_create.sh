@@ -30,7 +30,7 @@ while [[ $state != ACTIVE ]]; do
   seen=$state
   case $state in
     '')
-      [[ -z $asked ]] || die 1 "$name is gone again: somebody has deleted it."
+      [[ -z $asked ]] || die 2 "$name is gone again: somebody has deleted it."
       ask
       asked=1
       ;;

@@ -17,7 +17,12 @@ start() {
 
 set_up() { DRY_RUN=$DRY_RUN "$LAUNCH/tpu_setup.sh" "${options[@]}" </dev/null; }
 
-bring_back() { DRY_RUN=$DRY_RUN "$LAUNCH/tpu_create.sh" "${options[@]}" </dev/null && set_up && start; }
+bring_back() { # 1: not yet; exits where only a person can help
+  local status=0
+  DRY_RUN=$DRY_RUN "$LAUNCH/tpu_create.sh" "${options[@]}" </dev/null || status=$?
+  ((status != 2)) || exit 2
+  ((status == 0)) && set_up && start
+}
 
 look_after_workers() { # what to do about what the workers answer; exits when the run has ended
   local answers fatal
@@ -45,16 +50,24 @@ look_after_workers() { # what to do about what the workers answer; exits when th
 }
 
 watch_slice() {
+  local lost=''
   restarts=0
   while true; do
     until find_resource; do sleep "$WATCH_SECONDS"; done # a lost network is no reason to stop watching
     case $state in
-      ACTIVE) look_after_workers ;;
+      ACTIVE)
+        lost=''
+        look_after_workers
+        ;;
       SUSPENDING | SUSPENDED | FAILED)
         say "$name was taken away ($state): asking for it again."
+        lost=1
         bring_back || say "$name is not back yet; trying again."
         ;;
-      '') die 75 "There is no $name any more: nothing to keep alive." ;;
+      '')
+        [[ -n $lost ]] || die 75 "There is no $name any more: nothing to keep alive."
+        bring_back || say "$name is not back yet; trying again."
+        ;;
     esac
     sleep "$WATCH_SECONDS"
   done
@@ -66,6 +79,7 @@ need name zone project
 ((${#command[@]})) || die 2 "What shall run? Give the command after --, such as: -- python -m mim_jax.train --config ..."
 [[ -z $keep_alive || " ${command[*]} " == *gs://* ]] ||
   say "Note: the command names no gs:// folder. A work directory on the slice's own disks is lost with the slice."
+[[ -z $keep_alive || -n $commit ]] || say "Note: without --commit a slice that comes back gets this tree as it is then."
 find_resource
 if [[ $state == ACTIVE || -n $DRY_RUN ]]; then
   start || die 1 "The run could not be started on every worker of $name; the message is above."

@@ -31,7 +31,7 @@ copy_tree() {
   # shellcheck disable=SC2064  # the folder as it is now
   trap "rm -rf '$folder'" EXIT
   archive=$folder/mim_jax.tar.gz
-  list_files >"$folder/files"
+  list_files >"$folder/files" || die 1 "git cannot tell the files of this tree; its message is above. --commit does without."
   COPYFILE_DISABLE=1 tar -czf "$archive" -C "$LAUNCH/.." -T "$folder/files" # macOS would add its ._ files
   for node in $(list_nodes); do
     call gcloud compute tpus tpu-vm scp "$archive" "$node:mim_jax.tar.gz" --zone="$zone" --project="$project" --quiet \
@@ -43,7 +43,7 @@ copy_tree() {
 
 list_files() { # tracked files and new ones, but for those deleted
   local file
-  git -C "$LAUNCH/.." ls-files --cached --others --exclude-standard | while IFS= read -r file; do
+  git -C "$LAUNCH/.." -c core.quotePath=off ls-files --cached --others --exclude-standard | while IFS= read -r file; do
     [[ ! -e $LAUNCH/../$file ]] || printf '%s\n' "$file"
   done
 }

@@ -50,6 +50,9 @@ def create(options: dict[str, str], name: str) -> int:
     plan = json.loads((CLOUD / 'plan.json').read_text())
     states = plan['states'].pop(0)
     (CLOUD / 'plan.json').write_text(json.dumps(plan))
+    if states == ['REFUSED']:
+        print('ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED', file=sys.stderr)
+        return 1
     RESOURCE.write_text(json.dumps({'name': name, 'type': options['accelerator-type'], 'states': states}))
     slices = int(options.get('node-count', 1))
     for node in [name] if slices == 1 else [f'{name}-{number}' for number in range(slices)]:

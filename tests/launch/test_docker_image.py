@@ -31,7 +31,7 @@ def test_hadolint_has_nothing_to_say():
 def test_packages_come_before_code_and_the_run_is_not_root():
     lines = read_instructions()
     code = lines.index('COPY . .')
-    assert next(n for n, line in enumerate(lines) if 'requirements.txt' in line and line.startswith('RUN')) < code
+    assert next(n for n, line in enumerate(lines) if line.startswith('RUN') and 'packages/requirements' in line) < code
     assert lines.index('USER 1000') > code
     assert not [line for line in lines if line.startswith('ADD') or 'secret' in line.lower() or 'token' in line.lower()]
     for line in lines:  # what is copied exists

@@ -141,7 +141,7 @@ def test_create_does_not_ask_for_ever(world):
     assert len(world.calls('create')) == 1
     world.plan([['PROVISIONING', 'GONE']])
     gone = world.run('tpu_create.sh', *V4)
-    assert gone.returncode == 1
+    assert gone.returncode == 2
     assert 'somebody has deleted it' in gone.stderr
 
 

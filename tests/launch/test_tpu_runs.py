@@ -112,12 +112,12 @@ def test_keep_alive_ends_when_the_run_has_finished(pod):
 
 def test_keep_alive_brings_a_preempted_slice_back_and_gives_the_same_command(pod):
     pod.exists('ACTIVE', 'ACTIVE', 'UNREACHABLE', 'ACTIVE', 'SUSPENDING', 'SUSPENDED')
-    pod.plan([['PROVISIONING', 'ACTIVE']])
+    pod.plan([['REFUSED'], ['PROVISIONING', 'ACTIVE']])
     before = len(pod.calls('create')), len(pod.calls('scp'))
     done = pod.run('tpu_run.sh', *V4, '--spot', '--keep-alive', *in_each_start(pod.cloud, None, 0))
     assert done.returncode == 0, done.stderr
     assert 'taken away' in done.stdout
-    assert (len(pod.calls('create')), len(pod.calls('scp'))) == (before[0] + 1, before[1] + 1)
+    assert (len(pod.calls('create')), len(pod.calls('scp'))) == (before[0] + 2, before[1] + 1)
     assert '--spot' in pod.calls('create')[-1]
     assert (pod.cloud / 'bucket_pod-w-1').read_text() == 'start\n' * 2
 
@@ -144,3 +144,12 @@ def test_keep_alive_does_not_make_anew_what_was_deleted(pod):
     assert done.returncode == 75
     assert 'nothing to keep alive' in done.stderr
     assert len(pod.calls('create')) == 1
+
+
+def test_keep_alive_ends_when_somebody_deletes_the_slice_that_it_waits_for(pod):
+    pod.exists('SUSPENDED')
+    pod.plan([['PROVISIONING', 'GONE']])
+    done = pod.run('tpu_run.sh', *V4, '--keep-alive', *TRAIN)
+    assert done.returncode == 2
+    assert 'somebody has deleted it' in done.stderr
+    assert len(pod.calls('create')) == 2

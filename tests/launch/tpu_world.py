@@ -56,7 +56,7 @@ class World:
     def plan(self, states: list[list[str]], failing: tuple[str, ...] = ()) -> None:
         """States that the resource goes through after each create, and verbs that fail.
 
-        'GONE': somebody deletes it; 'UNREACHABLE': this listing fails.
+        'GONE': somebody deletes it; 'UNREACHABLE': this listing fails; ['REFUSED']: this create fails.
         """
         (self.cloud / 'plan.json').write_text(json.dumps({'states': states, 'failing': failing}))
 
