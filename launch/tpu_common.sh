@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What the tpu_*.sh scripts share: one set of options, dry runs, the state of the queued resource, commands on the workers.
-# Runs under bash 3.2 (macOS) too. Flag names: gcloud's own definitions (SDK 528, surface/compute/tpus); states:
+# Written for bash 3.2 (macOS) too. Flag names: gcloud's own definitions (SDK 528, surface/compute/tpus); states:
 # cloud.google.com/tpu/docs/queued-resources; runtime versions: cloud.google.com/tpu/docs/runtimes (read in 2026).
 # shellcheck disable=SC2034  # the scripts that read this file use its variables
 
