@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from program_runs import ROOT, SMOKE
 
@@ -99,9 +100,11 @@ OTHER_VERSION = "metadata.version = lambda name, old=metadata.version: '0.0.1' i
 @pytest.mark.parametrize(
     ('before', 'more', 'words'),
     [
-        (OTHER_VERSION, [], ('flax is "', 'but "0.0.1" on host 1 (', 'Give every host the same')),
-        ('', ['--config.seed=7'], ('seed is 0 on host 0 (', 'but 7 on host 1 (')),
-        ('', ['--config.data.sourc=x'], ('host 1', 'data.sourc')),
+        pytest.param(
+            OTHER_VERSION, [], ('flax is "', 'but "0.0.1" on host 1 (', 'Give every host the same'), id='version'
+        ),
+        pytest.param('', ['--config.seed=7'], ('seed is 0 on host 0 (', 'but 7 on host 1 ('), id='setting'),
+        pytest.param('', ['--config.data.sourc=x'], ('host 1', 'data.sourc'), marks=pytest.mark.slow, id='mistake'),
     ],
 )
 def test_hosts_that_differ_stop_before_a_device_is_touched(before, more, words, tmp_path):
@@ -115,3 +118,22 @@ def test_hosts_that_differ_stop_before_a_device_is_touched(before, more, words, 
         for word in words:
             assert word in said
     assert not (tmp_path / 'run').exists()
+
+
+def test_the_doctor_finds_what_one_host_lacks(tmp_path):
+    np.savez(tmp_path / 'data.npz', images=np.zeros((64, 16, 16), np.uint8), labels=np.arange(64) % 10)
+    data = ['--config.data.source=npz', '--config.probe.every_epochs=0', '--config.pictures.every_epochs=0']
+    codes = [
+        PROGRAM.replace('train', 'doctor').format(
+            before='', config=SMOKE, workdir=str(tmp_path / 'run'), more=[*data, f'--config.data.dir={tmp_path / name}']
+        )
+        for name in ('data.npz', 'elsewhere.npz')
+    ]
+    with Hosts(tmp_path, codes) as hosts:
+        (status, first), (other_status, other) = hosts.finish()
+    assert status == other_status == 2
+    assert 'ok    versions' in first
+    assert 'FAULT dataset, on host 1 (' in first
+    assert 'elsewhere.npz' in first
+    assert 'one train step' not in first  # which would have waited for host 1
+    assert other.splitlines()[0].startswith('host 1: FAULT dataset: ')
