@@ -15,12 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 AGAIN, CRASH = 75, 1
+PAUSE = 0.1
 LONGEST = 300  # seconds between two tries
 TAIL = 1 << 16  # bytes of the journal to look for its last step in
 MEANINGS = {
@@ -58,7 +58,7 @@ class Babysitter:
     def __init__(self, command: Sequence[str], workdir: Path | None):
         self.command, self.workdir = command, workdir
         self._process: subprocess.Popen | None = None
-        self._stop = threading.Event()
+        self._told = False  # to stop
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._pass_on)
 
@@ -76,7 +76,7 @@ class Babysitter:
             crashed += status == CRASH
             at = '' if step is None else f' at step {step}'
             said = f'ended with {status} ({describe(status)}){at} after {time.monotonic() - start:.0f} s'
-            if self._stop.is_set():
+            if self._told:
                 say(f'{said}; told to stop, so not again.')
             elif not is_passing(status):
                 say(f'{said}.')
@@ -87,19 +87,26 @@ class Babysitter:
             else:
                 pause = min(LONGEST, wait * 2 ** (failures - 1))
                 say(f'{said}; again in {pause:.0f} s (failure {failures} of {tries} without a new step).')
-                if not self._stop.wait(pause):
+                self.rest(pause)
+                if not self._told:
                     continue
                 say('told to stop, so not again.')
             return status if status >= 0 else 128 - status
 
     def run(self) -> int:
         """One try. Its own process group, so that Ctrl-C reaches it once."""
-        if self._stop.is_set():
+        if self._told:
             return AGAIN
         self._process = subprocess.Popen(self.command, process_group=0)
-        if self._stop.is_set():  # the signal came before there was a process to pass it on to
+        if self._told:  # the signal came before there was a process to pass it on to
             self._process.terminate()
         return self._process.wait()
+
+    def rest(self, seconds: float) -> None:
+        """Sleep, but not through a signal."""
+        end = time.monotonic() + seconds
+        while not self._told and time.monotonic() < end:
+            time.sleep(min(PAUSE, seconds))
 
     def read_step(self) -> int | None:
         """The last step in the journal; None without one."""
@@ -117,7 +124,7 @@ class Babysitter:
         return None
 
     def _pass_on(self, number: int, frame: object) -> None:
-        self._stop.set()
+        self._told = True
         if self._process is not None:
             self._process.send_signal(number)
 

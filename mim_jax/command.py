@@ -106,7 +106,8 @@ def run_program(main: Callable[[Sequence[str]], int]) -> None:
         time.sleep(GRACE)  # where the cause is that another host is gone, the lifeline says so, and ends this process
         print(f'{prefix_host()}error: crashed', file=sys.stderr)
         traceback.print_exc()
-        abandon_hosts(1, f'it crashed: {type(error).__name__}: {error}.')
+        sentence = str(error).partition('\n')[0].rstrip('.')
+        abandon_hosts(1, f'it crashed: {type(error).__name__}: {sentence}.')
     sys.exit(status)
 
 

@@ -121,7 +121,7 @@ def check_versions() -> tuple[str, None]:
 def check_machine() -> tuple[str, None]:
     """What JAX sees."""
     devices = jax.devices()
-    statistics = devices[0].memory_stats() or {}
+    statistics = jax.local_devices()[0].memory_stats() or {}
     memory = statistics.get('bytes_limit')
     each = '' if memory is None else f', {memory / 2**30:.1f} GiB each'
     peak = perf.find_peak(devices[0].device_kind)

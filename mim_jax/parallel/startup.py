@@ -18,7 +18,7 @@ from mim_jax.parallel.lifeline import AGAIN, LOST, Lifeline, end_process
 from mim_jax.parallel.roll_call import Call, call_roll, is_loopback, parse_address
 
 COORDINATOR, HOSTS, HOST = 'MIM_JAX_COORDINATOR', 'MIM_JAX_HOSTS', 'MIM_JAX_HOST'
-CLUSTERS = {'gketpu': 'TPU pod on GKE', 'gcetpu': 'TPU pod', 'slurm': 'SLURM', 'ompi': 'Open MPI'}  # JAX's names
+CLUSTERS = {'gketpu': 'a TPU pod on GKE', 'gcetpu': 'a TPU pod', 'slurm': 'SLURM', 'ompi': 'Open MPI'}  # JAX's names
 # How launchers number their tasks: (how many, which one).
 RANKS = {
     'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
@@ -152,10 +152,12 @@ def find_cluster(timeout: float) -> Place | None:
     from jax._src.clusters import ClusterEnv  # jax.distributed.initialize alone would not say that it found nothing
 
     for cluster in ClusterEnv._cluster_types:
-        if cluster.name not in CLUSTERS or not cluster.is_env_present():
+        if cluster.name not in CLUSTERS:
             continue
         how, port = CLUSTERS[cluster.name], os.environ.get('JAX_COORDINATOR_PORT')
         try:
+            if not cluster.is_env_present():
+                continue
             hosts, host = cluster.get_process_count(), cluster.get_process_id()
             if hosts == 1:
                 return None
@@ -163,8 +165,8 @@ def find_cluster(timeout: float) -> Place | None:
             local = cluster.get_local_process_id()
         except (RuntimeError, OSError, LookupError, ValueError) as error:
             raise ConfigError(
-                f'This seems to be a {how}, which does not say where this host stands in it ({type(error).__name__}: '
-                f'{error}): give --coordinator, --hosts and --host; --hosts 1 runs on this host alone.'
+                f'This seems to be a host of {how}, but its place there cannot be read ({type(error).__name__}: {error}): '
+                'give --coordinator, --hosts and --host; --hosts 1 runs on this host alone.'
             ) from error
         return Place(coordinator, hosts, host, how, None if local is None or is_alone(os.environ) else [local])
     for launcher, (count, _) in list(RANKS.items())[:2]:
