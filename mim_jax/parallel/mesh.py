@@ -35,7 +35,9 @@ def make_mesh(
             raise ConfigError(f'mesh.{name} is {size}: give a number of devices from 1 to {count}, or -1 for the rest.')
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
-        raise ConfigError(f'{" and ".join(f"mesh.{name}" for name in open_axes)} are both -1: give one of them a number.')
+        raise ConfigError(
+            f'{" and ".join(f"mesh.{name}" for name in open_axes)} are both -1: give one of them a number.'
+        )
     known = -data * fsdp * model if open_axes else data * fsdp * model
     if count % known or (known != count and not open_axes):
         asked = ' x '.join(f'mesh.{name}={size}' for name, size in sizes.items())

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mim_jax.errors import ConfigError
 from mim_jax.parallel.mesh import replicated
 
+Names = str | tuple[str, ...] | None  # of mesh axes
 AUTO = 'auto'
 # Below this many elements an array is copied to every device: gathering it would cost more than it saves.
 AUTO_MIN_SIZE = 2**14
@@ -33,13 +34,18 @@ class Rule(NamedTuple):
     optional: bool = False
 
 
-# The residual width is what is split: one axis of every large matrix of a ViT. Small arrays are copied: the
-# partitioner would otherwise rematerialise the activations they are added to. Every recipe has
-# blocks, so a rule for them that matches nothing is a mistake; the last one says what happens to everything else.
+# 'fsdp' splits the residual width: one axis of every large matrix of a ViT. Small arrays are copied: the partitioner would
+# otherwise rematerialise the activations they are added to. 'model' splits heads and hidden units, where it divides them; of
+# qkv's columns [q | k | v] no contiguous part is a set of heads, so its rows are split for storage, and its use by heads
+# (models/layers.QueriesKeysValues). Every recipe has blocks, so a rule for them that matches nothing is a mistake; the last
+# one says what happens to everything else.
 RULES = (
+    Rule(r'(^|/)mlp/fc1/bias$', PartitionSpec('model')),
+    Rule(r'(^|/)attn/[qv]_bias$', PartitionSpec('model'), optional=True),
     Rule(r'(^|/)(bias|scale|cls_token|mask_token)$', PartitionSpec()),
-    Rule(r'(^|/)(attn/qkv|mlp/fc1)/kernel$', PartitionSpec('fsdp', None)),
-    Rule(r'(^|/)(attn/out|mlp/fc2)/kernel$', PartitionSpec(None, 'fsdp')),
+    Rule(r'(^|/)attn/qkv/kernel$', PartitionSpec(('fsdp', 'model'), None)),
+    Rule(r'(^|/)mlp/fc1/kernel$', PartitionSpec('fsdp', 'model')),
+    Rule(r'(^|/)(attn/out|mlp/fc2)/kernel$', PartitionSpec('model', 'fsdp')),
     Rule(r'(^|/)depthwise/kernel$', PartitionSpec(), optional=True),
     Rule('.*', AUTO, optional=True),
 )
@@ -89,15 +95,28 @@ def _spec(path: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> Partitio
     if missing < 0:
         raise ConfigError(f'Sharding rule {rule.pattern!r} names {len(rule.spec)} axes, but {path} has shape {shape}.')
     # An empty spec, P(), stays empty: a full copy.
-    spec = PartitionSpec(*[None] * missing, *rule.spec) if rule.spec else rule.spec
+    wanted = (None,) * missing + tuple(rule.spec) if rule.spec else ()
+    spec = PartitionSpec(*(_fit_model(names, size, mesh) for names, size in zip(wanted, shape, strict=False)))
     for axis, names in enumerate(spec):
-        parts = math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names or ()))
+        parts = _count_parts(names, mesh)
         if shape[axis] % parts:
             raise ConfigError(
                 f'{path} has shape {shape}, and mesh axis {names} splits its axis {axis} into {parts} parts: '
                 f'choose a number that divides {shape[axis]}.'
             )
     return spec
+
+
+def _fit_model(names: Names, size: int, mesh: Mesh) -> Names:
+    """The mesh axes that split an array's axis of `size`, without 'model' where there is none or it does not divide."""
+    listed = (names,) if isinstance(names, str) else names or ()
+    if mesh.shape['model'] == 1 or size % _count_parts(names, mesh):
+        listed = tuple(name for name in listed if name != 'model')
+    return listed if len(listed) > 1 else listed[0] if listed else None
+
+
+def _count_parts(names: Names, mesh: Mesh) -> int:
+    return math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names or ()))
 
 
 def _auto_spec(shape: tuple[int, ...], parts: int, ndim: int) -> PartitionSpec:
