@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mim_jax.parallel.activations import keep_model_split, keep_split, splits_model
+from mim_jax.parallel.activations import keep_model_split, keep_split, splits_model, use_by_head
 
 Dtype = Any
 Initializer = nn.initializers.Initializer
@@ -116,19 +116,16 @@ class QueriesKeysValues(nn.Module):
         kernel = self.param('kernel', self.kernel_init, (x.shape[-1], math.prod(parts)))
         bias = self.param('bias', nn.initializers.zeros, (math.prod(parts),)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        by_head = splits_model(self.heads)
-        if by_head:
-            kernel = keep_model_split(kernel.reshape(-1, *parts), 2, by_image=False)
-            packed = keep_model_split(jnp.einsum('btd,dche->btche', x, kernel), 3)
-        else:
-            packed = jnp.matmul(x, kernel)
+        if splits_model():
+            kernel = use_by_head(kernel.reshape(-1, *parts))
+        packed = jnp.tensordot(x, kernel, axes=1)
         if bias is not None:
-            packed = packed + bias.reshape(1, 1, *(parts if by_head else (-1,)))
+            packed = packed + bias.reshape(1, 1, *kernel.shape[1:])
         if qv_bias is not None:
             q_bias, v_bias = qv_bias
             added = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(packed.dtype)
-            packed = packed + (added.reshape(parts) if by_head else added)
-        return packed.reshape(*x.shape[:2], *parts)
+            packed = packed + added.reshape(kernel.shape[1:])
+        return keep_model_split(packed.reshape(*x.shape[:2], *parts), 3)
 
 
 class Attention(nn.Module):

@@ -9,6 +9,7 @@ the residual stream is whole on every device of a group (Shoeybi et al. 2019, Me
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -34,21 +35,28 @@ def keep_split(x: jax.Array) -> jax.Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
-def splits_model(parts: int) -> bool:
-    """Whether `parts` heads or hidden units are to be shared by several devices: not where these do not divide them."""
+def splits_model() -> bool:
+    """Whether the devices of a group share the heads and the hidden units of what is being traced."""
     mesh = _mesh.get()
-    return mesh is not None and mesh.shape['model'] > 1 and parts % mesh.shape['model'] == 0
+    return mesh is not None and mesh.shape['model'] > 1
 
 
-def keep_model_split(x: jax.Array, axis: int, by_image: bool = True) -> jax.Array:
-    """f[B,...] unchanged, its rows over the batch's devices and `axis` over 'model'; as it is unless `splits_model`.
-
-    by_image: False for a parameter, which has no rows: its other axes are left to the partitioner.
-    """
-    if not splits_model(x.shape[axis]):
+def keep_model_split(x: jax.Array, axis: int) -> jax.Array:
+    """f[B,...] unchanged, its rows as `keep_split` has them and `axis` over 'model'; a no-op unless `splits_model`."""
+    if not splits_model():
         return x
-    names = [None if by_image else PartitionSpec.UNCONSTRAINED] * x.ndim
-    if by_image:
-        names[0] = BATCH_AXES
+    names = [BATCH_AXES, *[None] * (x.ndim - 1)]
     names[axis] = 'model'
+    return _constrain(x, *names)
+
+
+def use_by_head(kernel: jax.Array) -> jax.Array:
+    """f[D,3,heads,head_width] unchanged, for a product that is split by heads, however it is stored; where `splits_model`.
+
+    D is left to the partitioner, which gathers it over 'fsdp' for the product and scatters its gradient.
+    """
+    return _constrain(kernel, PartitionSpec.UNCONSTRAINED, None, 'model', None)
+
+
+def _constrain(x: jax.Array, *names: Any) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(_mesh.get(), PartitionSpec(*names)))

@@ -16,7 +16,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mim_jax.errors import ConfigError
 from mim_jax.parallel.mesh import replicated
 
-Names = str | tuple[str, ...] | None  # of mesh axes
 AUTO = 'auto'
 # Below this many elements an array is copied to every device: gathering it would cost more than it saves.
 AUTO_MIN_SIZE = 2**14
@@ -35,7 +34,7 @@ class Rule(NamedTuple):
 
 
 # 'fsdp' splits the residual width: one axis of every large matrix of a ViT. Small arrays are copied: the partitioner would
-# otherwise rematerialise the activations they are added to. 'model' splits heads and hidden units, where it divides them; of
+# otherwise rematerialise the activations they are added to. 'model' splits heads and hidden units; of
 # qkv's columns [q | k | v] no contiguous part is a set of heads, so its rows are split for storage, and its use by heads
 # (models/layers.QueriesKeysValues). Every recipe has blocks, so a rule for them that matches nothing is a mistake; the last
 # one says what happens to everything else.
@@ -95,10 +94,11 @@ def _spec(path: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> Partitio
     if missing < 0:
         raise ConfigError(f'Sharding rule {rule.pattern!r} names {len(rule.spec)} axes, but {path} has shape {shape}.')
     # An empty spec, P(), stays empty: a full copy.
-    wanted = (None,) * missing + tuple(rule.spec) if rule.spec else ()
-    spec = PartitionSpec(*(_fit_model(names, size, mesh) for names, size in zip(wanted, shape, strict=False)))
+    spec = PartitionSpec(*[None] * missing, *rule.spec) if rule.spec else rule.spec
+    if mesh.shape['model'] == 1:
+        spec = _without_model(spec)
     for axis, names in enumerate(spec):
-        parts = _count_parts(names, mesh)
+        parts = math.prod(mesh.shape[name] for name in _listed(names))
         if shape[axis] % parts:
             raise ConfigError(
                 f'{path} has shape {shape}, and mesh axis {names} splits its axis {axis} into {parts} parts: '
@@ -107,16 +107,18 @@ def _spec(path: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> Partitio
     return spec
 
 
-def _fit_model(names: Names, size: int, mesh: Mesh) -> Names:
-    """The mesh axes that split an array's axis of `size`, without 'model' where there is none or it does not divide."""
-    listed = (names,) if isinstance(names, str) else names or ()
-    if mesh.shape['model'] == 1 or size % _count_parts(names, mesh):
-        listed = tuple(name for name in listed if name != 'model')
-    return listed if len(listed) > 1 else listed[0] if listed else None
+def _without_model(spec: PartitionSpec) -> PartitionSpec:
+    """What a spec says where there is no axis 'model': the same placement as one that does not name it."""
+    left = [tuple(name for name in _listed(names) if name != 'model') for names in spec]
+    return (
+        PartitionSpec(*(names[0] if len(names) == 1 else names or None for names in left))
+        if any(left)
+        else PartitionSpec()
+    )
 
 
-def _count_parts(names: Names, mesh: Mesh) -> int:
-    return math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names or ()))
+def _listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names or ()
 
 
 def _auto_spec(shape: tuple[int, ...], parts: int, ndim: int) -> PartitionSpec:
