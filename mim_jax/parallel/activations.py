@@ -21,7 +21,7 @@ _mesh: ContextVar[Mesh | None] = ContextVar('mesh', default=None)
 
 @contextmanager
 def split_by_image(mesh: Mesh) -> Iterator[None]:
-    """While tracing inside, `keep_split` holds arrays split over `mesh` by their first axis."""
+    """While tracing inside, `keep_split` and `keep_model_split` hold arrays split over `mesh`."""
     token = _mesh.set(mesh)
     try:
         yield

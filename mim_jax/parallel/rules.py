@@ -34,10 +34,10 @@ class Rule(NamedTuple):
 
 
 # 'fsdp' splits the residual width: one axis of every large matrix of a ViT. Small arrays are copied: the partitioner would
-# otherwise rematerialise the activations they are added to. 'model' splits heads and hidden units; of
-# qkv's columns [q | k | v] no contiguous part is a set of heads, so its rows are split for storage, and its use by heads
-# (models/layers.QueriesKeysValues). Every recipe has blocks, so a rule for them that matches nothing is a mistake; the last
-# one says what happens to everything else.
+# otherwise rematerialise the activations they are added to. 'model' splits heads and hidden units; of qkv's columns
+# [q | k | v] no contiguous part is a set of heads, so they are stored split by rows and used split by heads
+# (models/layers.QueriesKeysValues). Every recipe has blocks, so a rule for them that matches nothing is a mistake; the
+# last one says what happens to everything else.
 RULES = (
     Rule(r'(^|/)mlp/fc1/bias$', PartitionSpec('model')),
     Rule(r'(^|/)attn/[qv]_bias$', PartitionSpec('model'), optional=True),
@@ -109,12 +109,8 @@ def _spec(path: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> Partitio
 
 def _without_model(spec: PartitionSpec) -> PartitionSpec:
     """What a spec says where there is no axis 'model': the same placement as one that does not name it."""
-    left = [tuple(name for name in _listed(names) if name != 'model') for names in spec]
-    return (
-        PartitionSpec(*(names[0] if len(names) == 1 else names or None for names in left))
-        if any(left)
-        else PartitionSpec()
-    )
+    left = [tuple(name for name in _listed(names) if name != 'model') or None for names in spec]
+    return PartitionSpec(*left) if any(left) else PartitionSpec()
 
 
 def _listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
