@@ -159,10 +159,12 @@ def check_hosts(config: Any, train: Source, workdir: Path | None) -> tuple[str, 
 def check_batch(config: Any, dataset_size: int | None) -> tuple[str, bool]:
     """The effective batch and learning rate on these devices."""
     check_devices(config, jax.device_count(), dataset_size)
-    shards, model = jax.device_count() // config.mesh.model, config.mesh.model
+    group = config.mesh.model
+    shards = jax.device_count() // group
     micro = config.batch_size // (shards * config.accumulate)
+    over = f'{shards} devices' if group == 1 else f'{shards} groups of {group} devices'
     return (
-        f'{micro} images x {shards} {"devices" if model == 1 else f"groups of {model} devices"} x {config.accumulate} micro-batches = {config.batch_size} per step; '
+        f'{micro} images x {over} x {config.accumulate} micro-batches = {config.batch_size} per step; '
         f'peak lr {peak_lr(config):.3g} = {config.optim.base_lr:.3g} by {config.optim.lr_scaling}. If memory runs out, '
         f'raise accumulate: batch and lr stay the same'
     ), True

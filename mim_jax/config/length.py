@@ -55,25 +55,19 @@ def check_devices(config: ConfigDict, devices: int, dataset_size: int | None) ->
 
 def _find_mesh_problems(config: ConfigDict, devices: int) -> list[str]:
     data, fsdp, model, slices = (config.mesh[name] for name in ('data', 'fsdp', 'model', 'slices'))
-    heads, problems = config.encoder.heads, []
-    if heads % model:
-        problems.append(
-            f'mesh.model={model} does not divide encoder.heads={heads}, which it splits; it can be {_divisors(heads)}.'
-        )
     if devices % (fsdp * model):
         product = f'mesh.fsdp={fsdp}' if model == 1 else f'mesh.fsdp={fsdp} x mesh.model={model}'
-        return [*problems, f'{product} does not divide {devices} devices; it can be {_divisors(devices)}.']
+        return [f'{product} does not divide {devices} devices; it can be {_divisors(devices)}.']
     left = devices // (fsdp * model)
     if data not in (-1, left):
         by_model = '' if model == 1 else f' x mesh.model={model}'
         return [
-            *problems,
             f'mesh.data={data} x mesh.fsdp={fsdp}{by_model} is {data * fsdp * model}, but there are {devices} devices; '
             f'set mesh.data={left}, or -1 to take what {"fsdp leaves" if model == 1 else "fsdp and model leave"}.',
         ]
     if slices and left % slices:
-        problems.append(f'mesh.slices={slices} does not divide mesh.data={left}; it can be {_divisors(left)}.')
-    return problems
+        return [f'mesh.slices={slices} does not divide mesh.data={left}; it can be {_divisors(left)}.']
+    return []
 
 
 def _divisors(count: int) -> str:

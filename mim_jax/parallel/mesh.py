@@ -23,8 +23,8 @@ def make_mesh(
     One of the three may be -1: all devices that the others leave. The axes are Auto, so the partitioner places every
     array between the annotated inputs and outputs of a jitted function (jax.make_mesh alone gives Explicit axes).
 
-    slices: of devices with a fast network among themselves; the slow one between slices carries the outer part of `data`
-    alone. 0: as the devices say. Devices other than TPUs may be told otherwise, 1 is to take no notice: they count in order.
+    slices: groups of devices with a fast network; the slow one between them carries the outer part of `data` alone. 0: as
+    the devices say. Those that are no TPUs may be told otherwise, and count in order: 1 is to take no notice of slices.
     Raises ConfigError when the numbers do not fit the devices.
     """
     devices = jax.devices() if devices is None else list(devices)
@@ -48,9 +48,10 @@ def make_mesh(
     data, fsdp, model = (count // known if size == -1 else size for size in sizes.values())
     slices, apart = _count_slices(devices, slices)
     if data % slices:
+        ignore = '' if devices[0].platform == 'tpu' else ', or set mesh.slices=1 to take no notice of them'
         raise ConfigError(
             f'mesh.data={data} does not divide over {slices} slices: a copy of the model must lie in one slice of '
-            f'{count // slices} devices, so mesh.fsdp x mesh.model can be {_divisors(count // slices)}.'
+            f'{count // slices} devices, so mesh.fsdp x mesh.model can be {_divisors(count // slices)}{ignore}.'
         )
     # A ring of a torus is split over two axes only where there is no other way.
     if apart:

@@ -51,7 +51,7 @@ def test_mesh_of_given_devices():
         ((1, -2), ['mesh.fsdp is -2']),
         ((1, 1, 0), ['mesh.model is 0']),
         ((-1, -1), ['mesh.data and mesh.fsdp are both -1']),
-        ((-1, 4, 1, 4), ['mesh.data=2 does not divide over 4 slices', 'one slice of 2 devices', 'can be 1, 2.']),
+        ((-1, 4, 1, 4), ['mesh.data=2 does not divide over 4 slices', 'can be 1, 2, or set mesh.slices=1']),
     ],
 )
 def test_mesh_that_does_not_fit(sizes, named):
