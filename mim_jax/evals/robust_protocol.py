@@ -46,10 +46,8 @@ def robustness(
     found: dict[str, float] = {}
     for name, parts in open_sets(sets, Place(source, dir, whole, task.config.data)).items():
         reader = Reader(network, name, hole, head)
-        if len(parts) > 1:
-            values = measure_corruptions(reader, parts)
-        else:
-            values = task.ledger.measure(name, partial(reader, parts[0]))
+        several = len(parts) > 1
+        values = measure_corruptions(reader, parts) if several else task.ledger.measure(name, partial(reader, parts[0]))
         task.report('  '.join(f'{name}/{metric} {value:.2f}' for metric, value in values.items()))
         found |= {f'{name}/{metric}': value for metric, value in values.items()}
     return found, {name: SETS[name].note for name in sets if SETS[name].note}
