@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -46,10 +46,8 @@ def robustness(
     found: dict[str, float] = {}
     for name, parts in open_sets(sets, Place(source, dir, whole, task.config.data)).items():
         reader = Reader(network, name, hole, head)
-        if len(parts) > 1:
-            values = measure_corruptions(reader, parts)
-        else:
-            values = task.ledger.measure(name, lambda reader=reader, parts=parts: reader(parts[0]()))
+        several = len(parts) > 1
+        values = measure_corruptions(reader, parts) if several else task.ledger.measure(name, partial(reader, parts[0]))
         task.report('  '.join(f'{name}/{metric} {value:.2f}' for metric, value in values.items()))
         found |= {f'{name}/{metric}': value for metric, value in values.items()}
     return found, {name: SETS[name].note for name in sets if SETS[name].note}
@@ -57,18 +55,18 @@ def robustness(
 
 @dataclass(frozen=True)
 class Reader:
-    """One set by one classifier: the sources of a part -> its metrics, and 'images'; logits, labels and places of all."""
+    """One set by one classifier: what opens a part -> its metrics, and 'images'; logits, labels and places of all."""
 
     network: Network
     name: str
     hole: int
     head: str
 
-    def __call__(self, images: Sequence[Images]) -> Counted:
+    def __call__(self, open_images: Callable[[], Sequence[Images]]) -> Counted:
         spec, network = SETS[self.name], self.network
         crop = SetCrop(spec.transform, network.recipe.config.image_size)
         outputs, labels, places = [], [], []
-        for kind in images:
+        for kind in open_images():
             found, rows = network.logits(kind.source, self.head, crop, predict=self.predict)
             outputs.append(found)
             labels += [*kind.label(rows)]
@@ -105,16 +103,16 @@ def pad_lists(lists: Sequence[Sequence[int]]) -> np.ndarray:
 def measure_corruptions(reader: Reader, parts: Sequence[Callable[[], list[Images]]]) -> dict[str, float]:
     """mCE over the 75 parts of ImageNet-C, and 'images' of all."""
     task, by_corruption, images = reader.network.task, {}, 0
+
+    def count(title: str, number: int, open_images: Callable[[], list[Images]]) -> Counted:
+        values, arrays = reader(open_images)
+        task.report(f'{title}: {100.0 - values["top1"]:.2f} % errors ({number} of {len(parts)})')
+        return values, arrays
+
     for number, (part, open_images) in enumerate(zip(list_parts(SETS[reader.name]), parts, strict=True), 1):
         corruption, severity = part['corruption'], part['severity']
-        title, of = f'{reader.name} {corruption} {severity}', f'({number} of {len(parts)})'
-
-        def count(open_images: Callable = open_images, title: str = title, of: str = of) -> Counted:
-            values, arrays = reader(open_images())
-            task.report(f'{title}: {100.0 - values["top1"]:.2f} % errors {of}')
-            return values, arrays
-
-        values = task.ledger.measure(title, count)
+        title = f'{reader.name} {corruption} {severity}'
+        values = task.ledger.measure(title, partial(count, title, number, open_images))
         by_corruption.setdefault(corruption, {})[severity] = 100.0 - values['top1']
         images += values['images']
     return {**mean_corruption_error(by_corruption), 'images': images}
