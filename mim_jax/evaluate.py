@@ -32,8 +32,8 @@ from mim_jax.interop.origin import Origin, begin_from, read_origin
 from mim_jax.interop.runs import read_run_config
 from mim_jax.methods import METHODS, PROTOCOLS, build
 from mim_jax.parallel.mesh import make_mesh
+from mim_jax.paths import open_path, replace_file
 from mim_jax.train import read_summary, report, train
-from mim_jax.training.loggers import replace_file
 from mim_jax.training.workdir import Workdir
 
 
@@ -44,14 +44,16 @@ def main(arguments: Sequence[str]) -> int:
         description='Test the encoder, or the classifier, of a run.',
         epilog='Any key of the config can be set: --config.optim.base_lr=1e-3 --config.data.dir=/data',
     )
-    parser.add_argument('--checkpoint', required=True, type=Path, help="a run's folder: the --workdir of mim_jax.train")
+    parser.add_argument(
+        '--checkpoint', required=True, type=open_path, help="a run's folder: the --workdir of mim_jax.train"
+    )
     parser.add_argument('--step', type=int, help='of the checkpoint; the newest without it')
     parser.add_argument('--teacher', help='test this momentum teacher in place of the student')
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument('--config', help='configs/eval/knn.py, or configs/eval/finetune.py:cifar10')
     wanted.add_argument('--suite', help='configs/eval/suite.py: several protocols, and one table')
     parser.add_argument('--from-scratch', action='store_true', help='fine-tune random weights: the control')
-    parser.add_argument('--workdir', type=Path, help='folder of the results; without it one in RUN/evals')
+    parser.add_argument('--workdir', type=open_path, help='folder of the results; without it one in RUN/evals')
     options, overrides = parse_arguments(arguments, parser)
     with explain_shortages():
         origin = read_origin(options.checkpoint, options.step, options.teacher)

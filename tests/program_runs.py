@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from mim_jax import train
 from mim_jax.command import run_program
 from mim_jax.training.checkpoint import read_params
-from mim_jax.training.loggers import read_events
+from mim_jax.training.journal import read_events
 
 ROOT = Path(__file__).parents[1]
 SMOKE = f'{ROOT / "configs" / "mae.py"}:smoke'

@@ -18,7 +18,7 @@ from mim_jax.evals.metrics import mean_corruption_error
 from mim_jax.evals.network import Network
 from mim_jax.evals.robust_images import Images, Place, SetCrop, open_sets
 from mim_jax.evals.robustness import HOLE, SETS, list_parts, occlude_center, score
-from mim_jax.training.loggers import replace_file
+from mim_jax.paths import replace_file
 
 PARTS = 'parts.json'
 

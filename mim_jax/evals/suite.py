@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from mim_jax.errors import ConfigError, DataError, UserError
-from mim_jax.training.loggers import replace_file
+from mim_jax.paths import replace_file
 
 RESULTS, TABLE = 'results.json', 'results.md'
 

@@ -19,12 +19,14 @@ from etils import epath
 from mim_jax.errors import CheckpointError
 from mim_jax.parallel.hosts import broadcast
 from mim_jax.parallel.rules import flatten_with_paths
+from mim_jax.paths import is_bucket, move_folder
 from mim_jax.training.faults import is_damage, is_out_of_space, root_cause
 from mim_jax.training.quiet import silence_orbax
 from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_seal, open_seal
 from mim_jax.training.workdir import check_writable
 
 STEP_NAMES = ocp.path.step.standard_name_format()
+COMMITTED = 'commit_success.txt'  # in a bucket, what Orbax writes last and looks for first
 MILESTONE = 'milestone'  # an entry beside 'state' and 'seal': a checkpoint that has it is never deleted
 
 
@@ -43,7 +45,7 @@ class Checkpoints:
         keep: int = 3,
         report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ):
-        self.directory = epath.Path(directory).absolute() if '://' not in str(directory) else epath.Path(directory)
+        self.directory = epath.Path(directory).absolute() if not is_bucket(directory) else epath.Path(directory)
         self._report = report
         self._saving = None
         silence_orbax()
@@ -129,7 +131,7 @@ class Checkpoints:
             while target.exists():
                 number += 1
                 target = self.directory / f'damaged_{step}_{number}'
-            (self.directory / str(step)).rename(target)
+            move_folder(self.directory / str(step), target, COMMITTED)
             self._report(f'Moved checkpoint {step} aside as {target}.')
         if steps:
             broadcast(0)  # the other hosts look again only when the first one is done

@@ -87,7 +87,7 @@ class Session:
         step, log = int(self.state.step), config.log
         self.finished = step == self.total  # by earlier sessions: nothing is logged any more
         copies = (False, '') if self.finished else (log.tensorboard, log.wandb)
-        self.loggers = Loggers(workdir.path, step, *copies, config.to_dict())
+        self.loggers = Loggers(workdir.path, step, *copies, config.to_dict(), workdir.check)
         self._started = self._saved_at = time.monotonic()
         self._indices: dict[int, list[int]] = {}
 
@@ -271,6 +271,8 @@ class Session:
         return is_due(done, period_of(self.config.checkpoint.milestone_epochs, self.recipe))
 
     def _save(self, done: int) -> None:
+        self.workdir.check()
+        self.loggers.flush()  # first: what a resumed run does not do again must be in the journal
         extra = {
             'wall_seconds': self.wall_seconds,
             'owed': self._owed,
