@@ -68,8 +68,9 @@ def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
     path = open_path(path)
     data = content.encode() if isinstance(content, str) else content
     if is_bucket(path):
+        files, place = fsspec.core.url_to_fs(str(path))
         with explained(path):
-            path.write_bytes(data)  # one request, or one upload that counts when it is complete
+            files.pipe_file(place, data)  # one request, or one upload that counts when it is complete
         return
     temporary = path.with_name(path.name + '.tmp')
     with temporary.open('wb') as file:

@@ -48,6 +48,13 @@ class Bucket:
     lock: threading.RLock = field(default_factory=threading.RLock)
     written: int = 0
 
+    def reset(self) -> None:
+        """Empty, and nothing wrong with it."""
+        with self.lock:
+            self.objects.clear()
+        self.denied, self.latency = {}, 0.0
+        self.asked.clear()
+
     def put(self, name: str, data: bytes, query: Mapping[str, str] = {}) -> dict[str, str]:
         """Write an object if the generation that is there is the one asked for."""
         with self.lock:
@@ -55,6 +62,17 @@ class Bucket:
             self.written += 1
             self.objects[name] = Stored(bytes(data), 1000 + self.written)
             return self.describe(name)
+
+    def delete(self, name: str, query: Mapping[str, str]) -> None:
+        with self.lock:
+            self.find(name)
+            self.check(name, query)
+            del self.objects[name]
+
+    def refuse(self, method: str) -> None:
+        """Raise the answer to a request that is denied."""
+        if status := self.denied.get(method):
+            raise Reply(status, failure(status, 'The caller does not have storage.objects access.'))
 
     def check(self, name: str, query: Mapping[str, str]) -> None:
         there = self.objects[name].generation if name in self.objects else 0
@@ -97,8 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         self.bucket.asked.append((self.command, self.path))
         time.sleep(self.bucket.latency)
         try:
-            if status := self.bucket.denied.get(self.command):
-                raise Reply(status, failure(status, 'The caller does not have storage.objects access.'))
+            self.bucket.refuse(self.command)
             self.route(re.sub(r'^/(download/|upload/)?storage/v1/', r'/\1', url.path), query, body)
             raise Reply(404, failure(404, f'Nothing answers {self.command} {self.path}'))
         except Reply as reply:
@@ -127,10 +144,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.command == 'GET':
             self.read(parts[0], query)
         elif self.command == 'DELETE':
-            with self.bucket.lock:
-                self.bucket.find(parts[0])
-                self.bucket.check(parts[0], query)
-                del self.bucket.objects[parts[0]]
+            self.bucket.delete(parts[0], query)
             raise Reply(204)
         elif self.command == 'POST' and parts[1:2] == ['rewriteTo']:
             copied = self.bucket.put(parts[-1], self.bucket.find(parts[0]).data, query)

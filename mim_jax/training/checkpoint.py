@@ -83,14 +83,14 @@ class Checkpoints:
         """Returns when the last save is on disk."""
         with self._failures():
             self._manager.wait_until_finished()
-        self._saving = None
 
     def close(self) -> None:
         """Waits, and ends the threads that write."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with self._failures():  # a save that failed in a bucket does so twice
+                self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps that are completely written, ascending."""
@@ -151,7 +151,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            step, self._saving = self._saving, None
+            step = self._saving
             try:
                 self._manager.reload()
                 kept = self.latest()

@@ -54,7 +54,9 @@ def test_wandb_continues_the_run_of_the_workdir(tmp_path, monkeypatch):
         writers.close()
     assert [options['id'] for options in opened] == [None, 'abc123']
     assert logged == [{'lr': 0.1, 'step': 6}] * 2
-    assert len(journal.read_events(tmp_path / 'metrics.jsonl')) == 1  # the second session dropped step 6 and wrote it again
+    assert (
+        len(journal.read_events(tmp_path / 'metrics.jsonl')) == 1
+    )  # the second session dropped step 6 and wrote it again
 
 
 def test_deferred_returns_the_previous_step():
