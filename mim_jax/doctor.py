@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         '--config', required=True, help='as for mim_jax.train, with the same --config.key=value overrides'
     )
-    parser.add_argument('--workdir', type=open_path, help='the folder the run will use')
+    parser.add_argument('--workdir', type=open_path, help='the folder the run will use, or gs://bucket/folder')
     options, overrides = parse_arguments(arguments, parser)
 
     exam = Examination()

@@ -44,7 +44,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         '--weights', required=True, type=open_path, help='.safetensors; or .pth where PyTorch is installed'
     )
-    parser.add_argument('--workdir', required=True, type=open_path, help='folder of the run to be; without checkpoints')
+    parser.add_argument(
+        '--workdir',
+        required=True,
+        type=open_path,
+        help='folder of the run to be, without checkpoints',
+    )
     parser.add_argument('--layout', default='auto', help='whose names the file has; recognised without it')
     parser.add_argument('--part', default='all', choices=('all', 'encoder'), help='what to take of what is in the file')
     parser.add_argument(

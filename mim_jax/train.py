@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument('--config', required=True, help='configs/mae.py, or configs/mae.py:vit_s16,cifar10')
     parser.add_argument(
-        '--workdir', required=True, type=open_path, help='folder of this run; made if it does not exist'
+        '--workdir', required=True, type=open_path, help='folder of this run, or gs://bucket/folder; made if need be'
     )
     options, overrides = parse_arguments(arguments, parser)
     config, reference = read_config(options.config, overrides)

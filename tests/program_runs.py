@@ -103,9 +103,9 @@ def start(line: Sequence[str], devices: int = 1, through: Sequence[str] = ()) ->
     return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
 
-def finish(child: subprocess.Popen, seen: str = '') -> Ended:
+def finish(child: subprocess.Popen, seen: str = '', timeout: float = 120.0) -> Ended:
     """Wait for the end."""
-    out, err = child.communicate(timeout=120)
+    out, err = child.communicate(timeout=timeout)
     return Ended(child.returncode, seen + out, err)
 
 

@@ -19,7 +19,7 @@ from etils import epath
 from mim_jax.errors import CheckpointError
 from mim_jax.parallel.hosts import broadcast
 from mim_jax.parallel.rules import flatten_with_paths
-from mim_jax.paths import is_bucket, move_folder
+from mim_jax.paths import is_bucket, move_folder, open_path
 from mim_jax.training.faults import is_damage, is_out_of_space, root_cause
 from mim_jax.training.quiet import silence_orbax
 from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_seal, open_seal
@@ -45,7 +45,8 @@ class Checkpoints:
         keep: int = 3,
         report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ):
-        self.directory = epath.Path(directory).absolute() if not is_bucket(directory) else epath.Path(directory)
+        place = open_path(directory)
+        self.directory = epath.Path(place if is_bucket(place) else place.absolute())
         self._report = report
         self._saving = None
         silence_orbax()
@@ -156,7 +157,7 @@ class Checkpoints:
                 self._manager.reload()
                 kept = self.latest()
                 intact = 'No earlier checkpoint exists' if kept is None else f'The checkpoint of step {kept} is intact'
-            except OSError as unseen:
+            except Exception as unseen:
                 intact = f'The earlier ones cannot be listed now ({root_cause(unseen)})'
             space = '; free disk space or quota there (or set checkpoint.keep lower) and run the same command again'
             raise CheckpointError(
@@ -180,7 +181,7 @@ class _NewestAndMilestones:
 
 def find_step(directory: str, step: int | None = None) -> int:
     """`step`, or that of the newest checkpoint. Raises CheckpointError where there is none."""
-    root = epath.Path(directory)
+    root = epath.Path(open_path(directory))
     steps = _steps(root) if root.is_dir() else []
     if not steps or step not in (None, *steps):
         raise CheckpointError(f'No checkpoint{"" if step is None else f" of step {step}"} in {root}; it has {steps}.')
@@ -189,7 +190,7 @@ def find_step(directory: str, step: int | None = None) -> int:
 
 def read_digest(directory: str, step: int) -> str:
     """What tells a checkpoint from every other: the digest of its seal, which lists all arrays. Raises CheckpointError."""
-    path = epath.Path(directory) / str(step)
+    path = epath.Path(open_path(directory)) / str(step)
     try:
         return json.loads((path / 'seal' / 'metadata').read_text())['sha256']
     except (OSError, ValueError, KeyError) as error:
@@ -207,7 +208,7 @@ def read_arrays(
     writes nothing, so it may run beside training. Raises CheckpointError.
     """
     silence_orbax()
-    step, root = find_step(directory, step), epath.Path(directory)
+    step, root = find_step(directory, step), epath.Path(open_path(directory))
     path = root / str(step)
     try:
         entries, extra = _read_seal(path)
@@ -242,7 +243,7 @@ def _read(path: epath.Path, abstract_tree: Any) -> tuple[Any, dict]:
 def _read_seal(path: epath.Path) -> tuple[dict, dict]:
     try:
         text = (path / 'seal' / 'metadata').read_text()
-    except (OSError, UnicodeDecodeError) as error:
+    except Exception as error:
         raise _reading_failed(path, 'its list of arrays', error) from error
     return open_seal(text)
 

@@ -20,6 +20,7 @@ from mim_jax.paths import explained, is_bucket
 
 PERIOD = 10.0  # seconds from one sign of life to the next
 PATIENCE = 3  # periods without one, after which a lease is stale
+TIMEOUT = 60.0  # seconds for one request, its retries included
 RETRIES = {'max_retries': 4, 'initial_delay': '500ms', 'max_delay': '4s'}
 
 
@@ -64,7 +65,7 @@ class Lease:
         spec = {'driver': 'gcs', 'bucket': bucket, 'path': f'{inside}/' if inside else ''}
         context = ts.Context({'gcs_request_retries': RETRIES})
         with explained(self._path):
-            self._store = ts.KvStore.open(spec, context=context).result()
+            self._store = ts.KvStore.open(spec, context=context).result(TIMEOUT)
         self._acquire()
         self._thread = threading.Thread(target=self._keep, name='lease', daemon=True)
         self._thread.start()
@@ -84,7 +85,7 @@ class Lease:
         self._thread.join()
         try:
             with explained(self._path):
-                self._store.write('.lease', None, if_equal=self._version).result()
+                self._store.write('.lease', None, if_equal=self._version).result(TIMEOUT)
         except BucketError as error:
             self._report(f'{error} The next run in {self._folder} waits {PATIENCE * PERIOD:.0f} s for this one.')
 
@@ -132,13 +133,13 @@ class Lease:
 
     def _read(self) -> Any:
         with explained(self._path):
-            return self._store.read('.lease').result()
+            return self._store.read('.lease').result(TIMEOUT)
 
     def _write(self, version: bytes) -> bool:
         """Whether it was the version that is there, and now is ours."""
         asked = time.monotonic()
         with explained(self._path):
-            stamp = self._store.write('.lease', json.dumps(self._me), if_equal=version).result()
+            stamp = self._store.write('.lease', json.dumps(self._me), if_equal=version).result(TIMEOUT)
         if stamp.generation:
             self._version, self._alive = stamp.generation, asked
         return bool(stamp.generation)

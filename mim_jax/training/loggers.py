@@ -41,16 +41,15 @@ class TensorBoard:
             self._uploads.changed()
 
     def flush(self) -> None:
+        """Copies what tensorboardX's thread has written by now; the last events come with `close`."""
         if self._copies:
             self._uploads.now()
 
     def close(self) -> None:
-        try:
-            self.flush()
-        finally:
-            self._writer.close()
-            if self._copies:
-                self._copies.cleanup()
+        self._writer.close()
+        if self._copies:
+            with self._copies:  # and gone
+                self._uploads.now()
 
     def _copy(self) -> None:
         self._writer.flush()

@@ -1,17 +1,19 @@
 """What a run keeps in a bucket, from its config to its checkpoints; and buckets that cannot be used."""
 
 import json
+from pathlib import Path
 
 import jax
 import pytest
 from checkpoint_cases import make_state
+from fake_gcs import Reply, failure
 from program_runs import SMOKE, arguments, call, fail
 
 from mim_jax import doctor, export
 from mim_jax.command import read_config
 from mim_jax.errors import BucketError, CheckpointError, WorkdirError
 from mim_jax.paths import open_path
-from mim_jax.training import curves, journal, lock
+from mim_jax.training import curves, lock
 from mim_jax.training.checkpoint import Checkpoints
 from mim_jax.training.journal import Journal, Uploads, read_events
 from mim_jax.training.loggers import Loggers, TensorBoard
@@ -132,21 +134,25 @@ def test_an_outage_loses_no_event_and_a_lost_folder_is_left_alone(bucket, monkey
     assert steps(bucket) == [1, 2, 3]
 
 
-def test_tensorboard_and_the_id_of_wandb(bucket, monkeypatch):
+def test_tensorboards_events_are_copied(bucket):
     writer = TensorBoard(RUN)
     writer.write(1, {'loss/total': 0.5})
     writer.close()
     (name,) = bucket.objects
     assert name.startswith('run/tensorboard/events.out')
     assert b'loss/total' in bucket.objects[name].data
-    failing = TensorBoard(RUN)
-    monkeypatch.setattr(journal.time, 'monotonic', lambda: 0.0)
+
+
+def test_every_logger_is_closed_whatever_the_others_raise(bucket):
+    loggers = Loggers(RUN)
+    (folder,) = [Path(writer._copies.name) for writer in loggers._writers if isinstance(writer, TensorBoard)]
+    loggers.write(1, {'lr': 0.1})
     bucket.denied = {'POST': 403}
     with pytest.raises(BucketError):
-        failing.close()
-    bucket.denied = {}
-    loggers = Loggers(RUN, None)
-    loggers.close()
+        loggers.flush()
+    with pytest.raises(BucketError):
+        loggers.close()
+    assert not folder.exists()
 
 
 def test_checkpoints_are_kept_marked_and_moved_aside(bucket):
@@ -174,6 +180,25 @@ def test_checkpoints_are_kept_marked_and_moved_aside(bucket):
     assert again.steps() == [1, 2, 3]
     assert any('/damaged_3/' in name for name in bucket.objects)
     again.close()
+
+
+@pytest.mark.parametrize(('part', 'status'), [('/seal/metadata', 401), ('/state/_METADATA', 403)])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_a_damaged_one(part, status, bucket, monkeypatch):
+    checkpoints, find = Checkpoints(f'{RUN}/checkpoints'), bucket.find
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step))
+    checkpoints.wait()
+
+    def refuse(name):
+        if part in name:
+            raise Reply(status, failure(status, 'Not now.'))
+        return find(name)
+
+    monkeypatch.setattr(bucket, 'find', refuse)
+    with pytest.raises(CheckpointError, match=r'/2 cannot be read now: .*Run the same command again'):
+        checkpoints.restore(jax.eval_shape(lambda: make_state(2)))
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.close()
 
 
 def test_a_bucket_that_refuses_a_save_leaves_the_one_before(bucket):
