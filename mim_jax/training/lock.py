@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
 import threading
@@ -60,6 +61,7 @@ class Lease:
         self._folder, self._report, self._path = folder, report, folder / '.lease'
         self._me = {'owner': uuid.uuid4().hex, 'host': socket.gethostname(), 'pid': os.getpid(), 'signs': 0}
         self._taken: str | None = None  # what to say when somebody else has it
+        self._alive = -math.inf  # when the last sign of life that was answered was given
         self._closing, self._mutex = threading.Event(), threading.Lock()
         bucket, _, inside = str(folder).removeprefix('gs://').partition('/')
         spec = {'driver': 'gcs', 'bucket': bucket, 'path': f'{inside}/' if inside else ''}
@@ -97,6 +99,8 @@ class Lease:
                 if self._write(found.stamp.generation):
                     return
                 continue  # somebody was faster
+            if self._adopt(found):
+                return
             who = describe(found.value)
             if seen is None:
                 seen, since = found.stamp.generation, time.monotonic()
@@ -122,14 +126,20 @@ class Lease:
             if self._write(self._version):
                 return
             found = self._read()
-            if found.state == 'value' and json.loads(found.value)['owner'] == self._me['owner']:
-                self._version = found.stamp.generation  # our write was done, and its answer was lost
+            if self._adopt(found):
                 return
             who = describe(found.value) if found.state == 'value' else 'a run that has ended since'
             self._taken = (
                 f'{self._folder} was taken over by {who}, because this run gave no sign of life for too long. It stops before '
                 'it writes anything more; run the same command again when the other one has ended.'
             )
+
+    def _adopt(self, found: Any) -> bool:
+        """Whether the lease is ours all the same: a write of ours was done, its answer was lost, and so it was tried twice."""
+        mine = found.state == 'value' and json.loads(found.value)['owner'] == self._me['owner']
+        if mine:
+            self._version = found.stamp.generation
+        return mine
 
     def _read(self) -> Any:
         with explained(self._path):

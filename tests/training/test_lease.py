@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from fake_gcs import Reply, failure
 
 from mim_jax.errors import BucketError, WorkdirError
 from mim_jax.paths import open_path
@@ -142,12 +143,25 @@ def test_a_lease_that_is_deleted_is_lost(take, bucket):
         lease.check()
 
 
-def test_a_write_whose_answer_was_lost_is_still_ours(take, bucket):
+def test_a_write_whose_answer_was_lost_is_still_ours(take, bucket, monkeypatch):
+    """The first one of all, and one of those after it: the client sends it again, and that time it is too late."""
+    put, lost = bucket.put, [NAME]
+
+    def lose(name, *arguments):
+        answer = put(name, *arguments)
+        if lost and name == lost.pop():
+            raise Reply(503, failure(503, 'The answer was lost.'))
+        return answer
+
+    monkeypatch.setattr(bucket, 'put', lose)
     lease = take()
+    lease.check()
     silence(lease)
-    bucket.put(NAME, bucket.objects[NAME].data)  # as the same request sent twice
+    lost.append(NAME)
     time.sleep(2 * lock.PERIOD)
     lease.check()
+    assert not lost
+    assert json.loads(bucket.text(NAME))['owner'] == lease._me['owner']
 
 
 def test_an_outage_is_told_and_waited_out(take, bucket):
