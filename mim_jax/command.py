@@ -27,6 +27,7 @@ from mim_jax.methods import METHODS
 from mim_jax.parallel.agreement import agree
 from mim_jax.parallel.lifeline import GRACE
 from mim_jax.parallel.startup import abandon_hosts, is_joined, join_hosts, leave_hosts, prefix_host, read_number
+from mim_jax.paths import explain, is_about_bucket
 from mim_jax.training.interrupt import stop_early
 
 INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
@@ -113,23 +114,31 @@ def run_program(main: Callable[[Sequence[str]], int]) -> None:
 
 @contextlib.contextmanager
 def explain_shortages() -> Iterator[None]:
-    """Turn a full disk and exhausted device memory, which the user can mend, into a UserError."""
+    """Turn a full disk, exhausted device memory and a bucket's refusal, which the user can mend, into a UserError."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
+    except Exception as error:
+        reason = explain_shortage(error)
+        if reason is None:
             raise
-        raise UserError(
+        raise UserError(reason) from error
+
+
+def explain_shortage(error: Exception) -> str | None:
+    """What is short and what to do; None for any other error."""
+    if is_about_bucket(error):
+        return f'A file of the bucket cannot be used: {explain(error)}.'
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return (
             f'{error.filename or "A file of the workdir"} could not be written ({error.strerror}); free disk space '
             'there and run the same command again.'
-        ) from error
-    except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
-            raise
-        raise UserError(
+        )
+    if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error):
+        return (
             f'Out of device memory ({str(error).splitlines()[0]}); raise accumulate (batch and lr stay the same), set '
             'encoder.remat=full and encoder.scan=true, or mesh.fsdp.'
-        ) from error
+        )
+    return None
 
 
 def describe_machine() -> dict[str, Any]:

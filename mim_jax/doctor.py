@@ -29,11 +29,12 @@ from mim_jax.parallel.agreement import exchange
 from mim_jax.parallel.hosts import to_global
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.parallel.startup import describe_host, is_joined, prefix_host
+from mim_jax.paths import is_bucket, open_path
 from mim_jax.training import perf
 from mim_jax.training.assemble import assemble, make_loader, make_program
 from mim_jax.training.loggers import format_duration
 from mim_jax.training.state import to_tree
-from mim_jax.training.workdir import check_contents, check_local, check_writable
+from mim_jax.training.workdir import check_contents, check_writable
 
 TIMED_STEPS = 3
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         '--config', required=True, help='as for mim_jax.train, with the same --config.key=value overrides'
     )
-    parser.add_argument('--workdir', type=Path, help='the folder the run will use')
+    parser.add_argument('--workdir', type=open_path, help='the folder the run will use, or gs://bucket/folder')
     options, overrides = join_and_parse(arguments, parser)
 
     exam = Examination()
@@ -105,6 +106,8 @@ def check_versions() -> tuple[str, None]:
     wrong = []
     for text in metadata.requires('mim_jax') or ():
         requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({'extra': ''}):
+            continue  # of an extra
         try:
             installed = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
@@ -196,10 +199,11 @@ def check_step(config: Any) -> tuple[str, int]:
 
 def check_folder(path: Path, config: Any | None, checkpoint: int | None) -> tuple[str, None]:
     """The workdir can be written, what it holds can go on with this config, and it has room for the checkpoints."""
-    check_local(path)
     check_writable(path)
     if config is not None:
         check_contents(path, config)
+    if is_bucket(path):
+        return f'{path} is writable', None
     free = shutil.disk_usage(path).free
     found = f'{path} is writable, {free / 2**30:.0f} GiB free'
     if config is None or checkpoint is None:

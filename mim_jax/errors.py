@@ -19,6 +19,10 @@ class WorkdirError(UserError):
     """A work directory that cannot be written, is in use, or belongs to another run."""
 
 
+class BucketError(WorkdirError, OSError):
+    """A bucket that cannot be reached, read or written; what a full disk is to a folder, hence an OSError too."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be written or read."""
 

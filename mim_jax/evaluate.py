@@ -36,9 +36,9 @@ from mim_jax.interop.runs import read_run_config
 from mim_jax.methods import METHODS, PROTOCOLS, build
 from mim_jax.parallel.agreement import barrier, exchange
 from mim_jax.parallel.mesh import make_mesh
+from mim_jax.paths import open_path, replace_file
 from mim_jax.train import read_summary, report, train
 from mim_jax.training.entry import open_workdir
-from mim_jax.training.loggers import replace_file
 from mim_jax.training.workdir import Workdir
 
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         '--checkpoint',
         required=True,
-        type=Path,
+        type=open_path,
         nargs='+',
         metavar='RUN',
         help=f"a run's folder: the --workdir of mim_jax.train; {several}",
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted.add_argument('--config', help='configs/eval/knn.py, or configs/eval/finetune.py:cifar10')
     wanted.add_argument('--suite', help='configs/eval/suite.py: several protocols, and one table')
     parser.add_argument('--from-scratch', action='store_true', help='fine-tune random weights: the control')
-    parser.add_argument('--workdir', type=Path, help='folder of the results; without it one in RUN/evals')
+    parser.add_argument('--workdir', type=open_path, help='folder of the results; without it one in RUN/evals')
     parser.add_argument('--predictions', action='store_true', help='keep what a classifier says of every image, too')
     options, overrides = join_and_parse(arguments, parser)
     with explain_shortages():

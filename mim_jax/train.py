@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mim_jax.command import (
@@ -25,15 +24,17 @@ from mim_jax.command import (
 from mim_jax.config import difference, peak_lr
 from mim_jax.data.cache import cache_source
 from mim_jax.data.sources import Source, open_source
+from mim_jax.errors import WorkdirError
 from mim_jax.evals.accuracy import check_test
 from mim_jax.evals.watchers import check_pool, check_probes, draw_run_curves, make_watchers
 from mim_jax.parallel.agreement import together
 from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.mesh import make_mesh
+from mim_jax.paths import open_path
 from mim_jax.recipe import Frozen, Recipe
 from mim_jax.training.assemble import assemble, make_loader, make_program
 from mim_jax.training.entry import open_workdir
-from mim_jax.training.loggers import write_summary
+from mim_jax.training.journal import write_summary
 from mim_jax.training.loop import Outcome, Session
 from mim_jax.training.workdir import Workdir
 
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         epilog='Any key of the config can be set: --config.optim.base_lr=1e-3 --config.data.dir=/data',
     )
     parser.add_argument('--config', required=True, help='configs/mae.py, or configs/mae.py:vit_s16,cifar10')
-    parser.add_argument('--workdir', required=True, type=Path, help='folder of this run; made if it does not exist')
+    parser.add_argument(
+        '--workdir', required=True, type=open_path, help='folder of this run, or gs://bucket/folder; made if need be'
+    )
     options, overrides = join_and_parse(arguments, parser)
     config, reference = read_config(options.config, overrides)
     agree_on_run(config, options.workdir)
@@ -120,8 +123,9 @@ def record_failure(error: BaseException, session: Session | None, workdir: Workd
         done = {**facts, **progress(session, session.loggers.journal.last('step') or 0)}
     status = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'
     try:
+        workdir.check()
         write_summary(workdir.summary, **{**done, 'status': status, 'error': f'{type(error).__name__}: {error}'})
-    except OSError as second:  # as on a full disk; the first error is the one to tell
+    except (OSError, WorkdirError) as second:  # as on a full disk; the first error is the one to tell
         report(f'{workdir.summary} could not be written: {second}.')
 
 

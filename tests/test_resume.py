@@ -37,7 +37,7 @@ from mim_jax.data.sources import SyntheticSource
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.networks import Networks, named_key
 from mim_jax.parallel.mesh import batch_sharding, make_mesh
-from mim_jax.training.loggers import read_events
+from mim_jax.training.journal import read_events
 from mim_jax.training.loop import Watcher
 from mim_jax.training.state import TrainState
 

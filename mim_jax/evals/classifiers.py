@@ -8,7 +8,6 @@ is tested: '' is the trained one, 'average' the average of its weights, '00', '0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from mim_jax.evals.counting import Predictions, count_correct, rank_labels
 from mim_jax.evals.ledger import Counted
 from mim_jax.evals.metrics import SEVERITIES, check_logits, top_k_correct
 from mim_jax.evals.network import Network
+from mim_jax.paths import open_path
 
 Found = tuple[dict[str, float], dict[str, Any]]
 
@@ -45,7 +45,7 @@ def ensemble(network: Network, *, with_run: str = '', head: str = '') -> Found:
     """
     if not with_run:
         raise ConfigError('ensemble.with_run must be the folder of a second fine-tuned run.')
-    other = network.another(Path(with_run))
+    other = network.another(open_path(with_run))
     if other.classes != network.classes:
         raise Refused(
             f'{with_run} tells {other.classes} classes apart, {network.run} {network.classes}; use one dataset.'

@@ -12,8 +12,8 @@ import numpy as np
 
 from mim_jax.parallel.agreement import exchange, together
 from mim_jax.parallel.hosts import is_first
-from mim_jax.training.loggers import JOURNAL, Journal, encode_json, read_events
-from mim_jax.weights.files import replacing
+from mim_jax.paths import replacing
+from mim_jax.training.journal import JOURNAL, Journal, encode_json, read_events
 
 PREDICTIONS = 'predictions'
 QUIET_SECONDS = 30.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from mim_jax.errors import ConfigError, DataError, HostLost, UserError
 from mim_jax.parallel.agreement import barrier, together
-from mim_jax.training.loggers import replace_file
+from mim_jax.paths import replace_file
 
 RESULTS, TABLE = 'results.json', 'results.md'
 

@@ -28,7 +28,7 @@ from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
 from mim_jax.training.charts import draw_charts
 from mim_jax.training.curves import draw_curves
-from mim_jax.training.loggers import read_events
+from mim_jax.training.journal import read_events
 from mim_jax.training.loop import Session, Watcher, period_of
 from mim_jax.training.state import TrainState
 
@@ -145,6 +145,7 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
 
 def draw_run_curves(session: Session) -> None:
     """pictures/curves.png, and a picture per chart of the recipe, from the journal."""
+    session.loggers.flush()
     events, recipe = read_events(session.loggers.journal.path), session.recipe
     draw_curves(events, session.workdir.picture('curves'), recipe.name)
     draw_charts(events, recipe.charts, session.workdir.picture, recipe.name)

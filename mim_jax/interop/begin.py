@@ -13,9 +13,9 @@ from mim_jax.interop.blocks import stack_blocks, unstack_blocks, unstack_shapes
 from mim_jax.networks import prune_tree
 from mim_jax.parallel.hosts import place
 from mim_jax.parallel.rules import flatten_with_paths
+from mim_jax.paths import replace_file
 from mim_jax.training.assemble import Program
 from mim_jax.training.checkpoint import Checkpoints
-from mim_jax.training.loggers import replace_file
 from mim_jax.training.state import to_tree
 from mim_jax.training.workdir import IMPORTED, Workdir
 from mim_jax.weights.layout import Arrays

@@ -20,6 +20,7 @@ from mim_jax.errors import CheckpointError
 from mim_jax.parallel.agreement import barrier, exchange, together
 from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.rules import flatten_with_paths
+from mim_jax.paths import is_bucket, move_folder, open_path
 from mim_jax.training.faults import is_damage, is_out_of_space, root_cause
 from mim_jax.training.preservation import MILESTONE, NewestAndMilestones, mark_milestone
 from mim_jax.training.quiet import silence_orbax
@@ -27,6 +28,7 @@ from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_
 from mim_jax.training.workdir import check_writable
 
 STEP_NAMES = ocp.path.step.standard_name_format()
+COMMITTED = 'commit_success.txt'  # in a bucket, what Orbax writes last and looks for first
 
 
 class Checkpoints:
@@ -46,7 +48,8 @@ class Checkpoints:
         keep: int = 3,
         report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ):
-        self.directory = epath.Path(directory).absolute() if '://' not in str(directory) else epath.Path(directory)
+        place = open_path(directory)
+        self.directory = epath.Path(place if is_bucket(place) else place.absolute())
         self._report = report
         self._saving = None
         silence_orbax()
@@ -84,14 +87,14 @@ class Checkpoints:
         """Returns when the last save is on disk."""
         with self._failures():
             self._manager.wait_until_finished()
-        self._saving = None
 
     def close(self) -> None:
         """Waits, and ends the threads that write."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with self._failures():  # a save that failed in a bucket does so twice
+                self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps that are completely written, ascending."""
@@ -136,7 +139,7 @@ class Checkpoints:
             while target.exists():
                 number += 1
                 target = self.directory / f'damaged_{step}_{number}'
-            (self.directory / str(step)).rename(target)
+            move_folder(self.directory / str(step), target, COMMITTED)
             self._report(f'Moved checkpoint {step} aside as {target}.')
         if steps:
             barrier('moved aside')  # the other hosts look again only when the first one is done
@@ -154,12 +157,12 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            step, self._saving = self._saving, None
+            step = self._saving
             try:
                 self._manager.reload()
                 kept = self.latest()
                 intact = 'No earlier checkpoint exists' if kept is None else f'The checkpoint of step {kept} is intact'
-            except OSError as unseen:
+            except Exception as unseen:
                 intact = f'The earlier ones cannot be listed now ({root_cause(unseen)})'
             space = '; free disk space or quota there (or set checkpoint.keep lower) and run the same command again'
             raise CheckpointError(
@@ -170,7 +173,7 @@ class Checkpoints:
 
 def find_step(directory: str, step: int | None = None) -> int:
     """`step`, or that of the newest checkpoint. Raises CheckpointError where there is none."""
-    root = epath.Path(directory)
+    root = epath.Path(open_path(directory))
     steps = _steps(root) if root.is_dir() else []
     if not steps or step not in (None, *steps):
         raise CheckpointError(f'No checkpoint{"" if step is None else f" of step {step}"} in {root}; it has {steps}.')
@@ -179,7 +182,7 @@ def find_step(directory: str, step: int | None = None) -> int:
 
 def read_digest(directory: str, step: int) -> str:
     """What tells a checkpoint from every other: the digest of its seal, which lists all arrays. Raises CheckpointError."""
-    path = epath.Path(directory) / str(step)
+    path = epath.Path(open_path(directory)) / str(step)
     try:
         return json.loads((path / 'seal' / 'metadata').read_text())['sha256']
     except (OSError, ValueError, KeyError) as error:
@@ -197,7 +200,7 @@ def read_arrays(
     writes nothing, so it may run beside training. Raises CheckpointError.
     """
     silence_orbax()
-    step, root = find_step(directory, step), epath.Path(directory)
+    step, root = find_step(directory, step), epath.Path(open_path(directory))
     path = root / str(step)
     try:
         entries, extra = _read_seal(path)
@@ -237,7 +240,7 @@ def _read(path: epath.Path, abstract_tree: Any) -> tuple[Any, dict]:
 def _read_seal(path: epath.Path) -> tuple[dict, dict]:
     try:
         text = (path / 'seal' / 'metadata').read_text()
-    except (OSError, UnicodeDecodeError) as error:
+    except Exception as error:
         raise _reading_failed(path, 'its list of arrays', error) from error
     return open_seal(text)
 

@@ -9,6 +9,7 @@ from typing import Any
 from mim_jax.errors import WorkdirError
 from mim_jax.parallel.agreement import exchange, together
 from mim_jax.parallel.hosts import are_several, is_first
+from mim_jax.paths import is_bucket, open_path
 from mim_jax.training.workdir import Workdir
 
 
@@ -16,7 +17,11 @@ class Guest(Workdir):
     """A work directory that another host has opened: the same paths, nothing locked, written or checked."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).absolute()
+        path = open_path(path)
+        self.path = path if is_bucket(path) else path.absolute()
+
+    def check(self) -> None:
+        """Whose the folder is, the first host asks."""
 
     def close(self) -> None:
         """There is nothing to release."""
@@ -41,7 +46,7 @@ def check_shared(workdir: Workdir) -> None:
     mark = workdir.path / exchange('mark', f'.shared_{uuid.uuid4().hex}')[0]
     try:
         if is_first():
-            mark.touch()
+            mark.write_text('')
         exchange('marked', None)
 
         def look() -> None:

@@ -94,7 +94,8 @@ class Session:
         step, log = int(self.state.step), config.log
         self.finished = step == self.total  # by earlier sessions: nothing is logged any more
         copies = (False, '') if self.finished else (log.tensorboard, log.wandb)
-        self.loggers = together('the journal', lambda: Loggers(workdir.path, step, *copies, config.to_dict()))
+        said = (workdir.path, step, *copies, config.to_dict(), workdir.check)
+        self.loggers = together('the journal', lambda: Loggers(*said))
         self._started = self._saved_at = time.monotonic()
         self._indices: dict[int, list[int]] = {}
 
@@ -284,6 +285,8 @@ class Session:
         return is_due(done, period_of(self.config.checkpoint.milestone_epochs, self.recipe))
 
     def _save(self, done: int) -> None:
+        # The folder is still ours, and what a resumed run does not do again is in the journal.
+        together('the journal', lambda: (self.workdir.check(), self.loggers.flush()))
         self.bad_images = sum(map(Counter, exchange('bad images', self.loader.bad_images)), Counter())
         extra = {
             'wall_seconds': self.wall_seconds,

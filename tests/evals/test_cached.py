@@ -9,7 +9,7 @@ from mim_jax.config import default_config
 from mim_jax.errors import ConfigError, UserError
 from mim_jax.evals.cached import cached_probe, choose_rate, train_head
 from mim_jax.evals.ledger import Ledger
-from mim_jax.training.loggers import JOURNAL, read_events
+from mim_jax.training.journal import JOURNAL, read_events
 
 CLASSES, WIDTH = 3, 6
 

@@ -10,7 +10,7 @@ from classifier_cases import make_network
 from mim_jax.evals.classifiers import corruptions
 from mim_jax.evals.ledger import Ledger, read_parts, watch_batches
 from mim_jax.evals.network import Network
-from mim_jax.training.loggers import JOURNAL, read_events
+from mim_jax.training.journal import JOURNAL, read_events
 
 SEAL = {'checkpoint': {'digest': 'a'}, 'settings': 'b'}
 OPTIONS = {'names': ('fog', 'contrast'), 'severities': (1, 5)}

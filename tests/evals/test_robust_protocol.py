@@ -13,7 +13,7 @@ from mim_jax.evals.network import Network
 from mim_jax.evals.robust_images import SetCrop
 from mim_jax.evals.robust_protocol import robustness
 from mim_jax.evals.robustness import SETS, read_classes
-from mim_jax.training.loggers import JOURNAL
+from mim_jax.training.journal import JOURNAL
 
 SYNSETS = read_classes('imagenet')
 HOLE = SIDE // 2

@@ -14,7 +14,7 @@ import numpy as np
 from program_runs import QUICK_XLA, ROOT, Ended, read_fingerprints, read_losses
 
 from mim_jax.training.checkpoint import read_arrays
-from mim_jax.training.loggers import read_events
+from mim_jax.training.journal import read_events
 
 KEYS = 'qkv/bias'
 PATIENCE = 300  # seconds for any one thing to happen, on a machine with other work
