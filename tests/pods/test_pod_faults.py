@@ -39,14 +39,16 @@ loop.Session.{method} = broken
 
 
 def signal_in(owner: str, method: str) -> str:
-    """SIGTERM arrives while a method of an object in the loop's module runs."""
+    """SIGTERM arrives while a method of an object in the loop's module runs for the first time; a second one would insist."""
     return f"""
 import os
 from mim_jax.training import loop
-before = loop.{owner}.{method}
-def signalled(self, *rest):
-    os.kill(os.getpid(), 15)
-    return before(self, *rest)
+before, signals = loop.{owner}.{method}, [15]
+def signalled(self, *rest, **more):
+    for number in signals[:1]:
+        signals.clear()
+        os.kill(os.getpid(), number)
+    return before(self, *rest, **more)
 loop.{owner}.{method} = signalled
 """
 
@@ -170,11 +172,11 @@ def test_a_signal_while_one_host_evaluates(whole, tmp_path):
     fault = """
 import os
 from mim_jax.evals import watchers
-before = watchers.knn_accuracy
+before = watchers.knn_percents
 def signalled(*arguments):
     os.kill(os.getpid(), 15)
     return before(*arguments)
-watchers.knn_accuracy = signalled
+watchers.knn_percents = signalled
 """
     ended = run_pod(tmp_path / 'pod', arguments(workdir, SETTINGS | PROBED), faults={1: fault})
     assert statuses(ended) == [75, 75], ended  # at the look at the untrained network
