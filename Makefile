@@ -38,14 +38,14 @@ $(VENV)/.run: requirements.txt pyproject.toml
 	$(PY) $(PIP) --no-deps --editable .
 	@touch $@
 
-$(PARITY)/.done: requirements.txt requirements-dev.txt requirements-parity.txt pyproject.toml
+$(PARITY)/.done: requirements.txt requirements-dev.txt requirements-gcs.txt requirements-parity.txt pyproject.toml
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python $(PIP) --no-deps $(PIP_TORCH) $$(grep -E '^(torch|torchvision)==' requirements-parity.txt)
 	$(PARITY)/bin/python $(PIP) -r requirements-parity.txt
 	$(PARITY)/bin/python $(PIP) --no-deps --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt requirements-gcs.txt
 	$(PY) $(PIP) -r requirements-dev.txt
 	@touch $@
 

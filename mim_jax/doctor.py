@@ -18,26 +18,32 @@ from typing import Any
 import jax
 from packaging.requirements import Requirement
 
-from mim_jax.command import describe_machine, explain_shortages, parse_arguments, read_config, run_program
+from mim_jax.command import agree_on_run, describe_machine, explain_shortages, join_and_parse, read_config, run_program
 from mim_jax.config import check_devices, peak_lr
 from mim_jax.data.images import decode
-from mim_jax.data.sources import open_source
+from mim_jax.data.sources import Source, open_source
 from mim_jax.data.subsets import open_training
 from mim_jax.errors import UserError, WorkdirError
 from mim_jax.evals.watchers import check_probes
+from mim_jax.parallel.agreement import exchange
 from mim_jax.parallel.hosts import to_global
 from mim_jax.parallel.mesh import make_mesh
+from mim_jax.parallel.startup import describe_host, is_joined, prefix_host
+from mim_jax.paths import is_bucket, open_path
 from mim_jax.training import perf
 from mim_jax.training.assemble import assemble, make_loader, make_program
 from mim_jax.training.loggers import format_duration
 from mim_jax.training.state import to_tree
-from mim_jax.training.workdir import check_contents, check_local, check_writable
+from mim_jax.training.workdir import check_contents, check_writable
 
 TIMED_STEPS = 3
 
 
 class Examination:
-    """Runs checks in order, prints one line each, counts the faults. A check that needs a failed one is left out."""
+    """Runs checks in order, prints one line each, counts the faults. A check that needs a failed one is left out.
+
+    A check that fails on one host has failed on all, and each host tells its own faults; the first one what is well.
+    """
 
     def __init__(self):
         self.faults = 0
@@ -47,12 +53,24 @@ class Examination:
         try:
             with explain_shortages():
                 found, value = look()
+            fault = None
         except UserError as error:
-            self.faults += 1
-            print(f'FAULT {name}: {error}', flush=True)
-            return None
-        print(f'ok    {name}: {found}', flush=True)
-        return value
+            fault = str(error)
+            print(f'{prefix_host()}FAULT {name}: {fault}', flush=True)
+        faults = {host: told for host, told in enumerate(exchange(name, fault)) if told is not None}
+        self.faults += bool(faults)
+        if not faults:
+            self.report(f'ok    {name}: {found}')
+            return value
+        if fault is None:
+            host, told = next(iter(faults.items()))
+            self.report(f'FAULT {name}, on {describe_host(host)}: {told}')
+        return None
+
+    def report(self, line: str) -> None:
+        """Print at once, from the first host only."""
+        if jax.process_index() == 0:
+            print(line, flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,8 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         '--config', required=True, help='as for mim_jax.train, with the same --config.key=value overrides'
     )
-    parser.add_argument('--workdir', type=Path, help='the folder the run will use')
-    options, overrides = parse_arguments(arguments, parser)
+    parser.add_argument('--workdir', type=open_path, help='the folder the run will use, or gs://bucket/folder')
+    options, overrides = join_and_parse(arguments, parser)
 
     exam = Examination()
     exam.check('versions', check_versions)
@@ -70,13 +88,16 @@ def main(arguments: Sequence[str]) -> int:
     needed = None
     config = exam.check('config', lambda: check_settings(options.config, overrides))
     if config is not None:
-        size = exam.check('dataset', lambda: check_dataset(config))
+        train = exam.check('dataset', lambda: check_dataset(config))
+        size = None if train is None else len(train)
+        if is_joined() and train is not None:
+            exam.check('hosts', lambda: check_hosts(config, train, options.workdir))
         fits = exam.check('batch and learning rate', lambda: check_batch(config, size))
         if size is not None and fits:
             needed = exam.check('one train step', lambda: check_step(config))
     if options.workdir is not None:
         exam.check('workdir', lambda: check_folder(options.workdir, config, needed))
-    print(f'{exam.faults} fault{"" if exam.faults == 1 else "s"} found.' if exam.faults else 'All well.', flush=True)
+    exam.report(f'{exam.faults} fault{"" if exam.faults == 1 else "s"} found.' if exam.faults else 'All well.')
     return 2 if exam.faults else 0
 
 
@@ -85,6 +106,8 @@ def check_versions() -> tuple[str, None]:
     wrong = []
     for text in metadata.requires('mim_jax') or ():
         requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({'extra': ''}):
+            continue  # of an extra
         try:
             installed = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
@@ -101,7 +124,7 @@ def check_versions() -> tuple[str, None]:
 def check_machine() -> tuple[str, None]:
     """What JAX sees."""
     devices = jax.devices()
-    statistics = devices[0].memory_stats() or {}
+    statistics = jax.local_devices()[0].memory_stats() or {}
     memory = statistics.get('bytes_limit')
     each = '' if memory is None else f', {memory / 2**30:.1f} GiB each'
     peak = perf.find_peak(devices[0].device_kind)
@@ -115,7 +138,7 @@ def check_settings(spec: str, overrides: Sequence[str]) -> tuple[str, Any]:
     return f'{"+".join((config.base, *config.papers))}, image_size {config.image_size}', config
 
 
-def check_dataset(config: Any) -> tuple[str, int]:
+def check_dataset(config: Any) -> tuple[str, Source]:
     """Both splits found; the first and the last training image can be decoded."""
     train = open_training(config.data)
     loader_sizes = [f'{len(train)} images in {config.data.split}']
@@ -127,16 +150,24 @@ def check_dataset(config: Any) -> tuple[str, int]:
         test = open_source(config.data, config.data.eval_split)
         check_probes(config, train, test)
         loader_sizes.append(f'{len(test)} in {config.data.eval_split}')
-    return f'{train.description}, {", ".join(loader_sizes)}', len(train)
+    return f'{train.description}, {", ".join(loader_sizes)}', train
+
+
+def check_hosts(config: Any, train: Source, workdir: Path | None) -> tuple[str, None]:
+    """All hosts have the same settings, workdir and images; the versions were compared when they joined."""
+    agree_on_run(config, workdir, train.fingerprint)
+    return f'{jax.process_count()} have the same versions, settings and images', None
 
 
 def check_batch(config: Any, dataset_size: int | None) -> tuple[str, bool]:
     """The effective batch and learning rate on these devices."""
-    check_devices(config, jax.device_count(), jax.process_count(), dataset_size)
-    devices = jax.device_count()
-    micro = config.batch_size // (devices * config.accumulate)
+    check_devices(config, jax.device_count(), dataset_size)
+    group = config.mesh.model
+    shards = jax.device_count() // group
+    micro = config.batch_size // (shards * config.accumulate)
+    over = f'{shards} devices' if group == 1 else f'{shards} groups of {group} devices'
     return (
-        f'{micro} images x {devices} devices x {config.accumulate} micro-batches = {config.batch_size} per step; '
+        f'{micro} images x {over} x {config.accumulate} micro-batches = {config.batch_size} per step; '
         f'peak lr {peak_lr(config):.3g} = {config.optim.base_lr:.3g} by {config.optim.lr_scaling}. If memory runs out, '
         f'raise accumulate: batch and lr stay the same'
     ), True
@@ -145,10 +176,10 @@ def check_batch(config: Any, dataset_size: int | None) -> tuple[str, bool]:
 def check_step(config: Any) -> tuple[str, int]:
     """Compile the real step and run it on real batches. The value is what a checkpoint holds, in bytes."""
     recipe, source = assemble(config)
-    program = make_program(recipe, make_mesh(config.mesh.data, config.mesh.fsdp))
+    program = make_program(recipe, make_mesh(**config.mesh))
     state = program.init()
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(to_tree(program.abstract)))
-    batches = make_loader(recipe, source).batches(0, 1 + TIMED_STEPS)
+    batches = make_loader(recipe, source, program.mesh).batches(0, 1 + TIMED_STEPS)
     times = []
     for batch in batches:
         start = time.perf_counter()
@@ -168,10 +199,11 @@ def check_step(config: Any) -> tuple[str, int]:
 
 def check_folder(path: Path, config: Any | None, checkpoint: int | None) -> tuple[str, None]:
     """The workdir can be written, what it holds can go on with this config, and it has room for the checkpoints."""
-    check_local(path)
     check_writable(path)
     if config is not None:
         check_contents(path, config)
+    if is_bucket(path):
+        return f'{path} is writable', None
     free = shutil.disk_usage(path).free
     found = f'{path} is writable, {free / 2**30:.0f} GiB free'
     if config is None or checkpoint is None:

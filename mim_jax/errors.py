@@ -19,6 +19,10 @@ class WorkdirError(UserError):
     """A work directory that cannot be written, is in use, or belongs to another run."""
 
 
+class BucketError(WorkdirError, OSError):
+    """A bucket that cannot be reached, read or written; what a full disk is to a folder, hence an OSError too."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be written or read."""
 
@@ -31,3 +35,13 @@ class NonFiniteLoss(UserError):
     """The loss or its gradient became NaN or infinite."""
 
     exit_status = 3
+
+
+class HostsDiffer(UserError):
+    """Hosts of one run that do not hold the same code, settings or data."""
+
+
+class HostLost(UserError):
+    """A host that never came, or is gone. The same command, given again on all hosts, goes on: status 75."""
+
+    exit_status = 75

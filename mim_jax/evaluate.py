@@ -2,7 +2,8 @@
 
 The encoder, the dataset and its statistics are the run's, everything else the protocol's config file's; any key can be set,
 as in training. Writes results.json into RUN/evals/<protocol>, or --workdir. A protocol that trains goes on where it left off.
-Protocols of a whole classifier (accuracy, ensemble, robustness, corruptions) test a fine-tuned or probed RUN as it is.
+Protocols of a whole classifier (accuracy, ensemble, robustness, corruptions) test a fine-tuned or probed RUN as it is;
+with --predictions, logits and labels of all images stay in predictions/*.npz beside results.json.
 With --suite, all protocols of a suite file, and one table (see evals/suite.py); of several runs, a column for each. Exit
 status as mim_jax.train's.
 """
@@ -21,10 +22,11 @@ from typing import Any
 
 import jax
 
-from mim_jax.command import describe_machine, explain_shortages, parse_arguments, run_program
+from mim_jax.command import agree_on_run, describe_machine, explain_shortages, join_and_parse, run_program
 from mim_jax.config import bind_method, check_config, load_config, to_json
 from mim_jax.errors import ConfigError, Refused
 from mim_jax.evals.inherit import inherit_classifier, inherit_run
+from mim_jax.evals.ledger import Ledger
 from mim_jax.evals.network import Task, read_network
 from mim_jax.evals.protocols import DIRECT, OF_CLASSIFIER, OF_ENCODER
 from mim_jax.evals.subject import Subject
@@ -32,9 +34,11 @@ from mim_jax.evals.suite import RESULTS, Row, compare_runs, read_suite, run_suit
 from mim_jax.interop.origin import Origin, begin_from, read_origin
 from mim_jax.interop.runs import read_run_config
 from mim_jax.methods import METHODS, PROTOCOLS, build
+from mim_jax.parallel.agreement import barrier, exchange
 from mim_jax.parallel.mesh import make_mesh
+from mim_jax.paths import open_path, replace_file
 from mim_jax.train import read_summary, report, train
-from mim_jax.training.loggers import replace_file
+from mim_jax.training.entry import open_workdir
 from mim_jax.training.workdir import Workdir
 
 
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         '--checkpoint',
         required=True,
-        type=Path,
+        type=open_path,
         nargs='+',
         metavar='RUN',
         help=f"a run's folder: the --workdir of mim_jax.train; {several}",
@@ -60,8 +64,9 @@ def main(arguments: Sequence[str]) -> int:
     wanted.add_argument('--config', help='configs/eval/knn.py, or configs/eval/finetune.py:cifar10')
     wanted.add_argument('--suite', help='configs/eval/suite.py: several protocols, and one table')
     parser.add_argument('--from-scratch', action='store_true', help='fine-tune random weights: the control')
-    parser.add_argument('--workdir', type=Path, help='folder of the results; without it one in RUN/evals')
-    options, overrides = parse_arguments(arguments, parser)
+    parser.add_argument('--workdir', type=open_path, help='folder of the results; without it one in RUN/evals')
+    parser.add_argument('--predictions', action='store_true', help='keep what a classifier says of every image, too')
+    options, overrides = join_and_parse(arguments, parser)
     with explain_shortages():
         if len(options.checkpoint) > 1 and not (options.suite and options.workdir):
             raise ConfigError('Several runs are compared by a --suite, in the folder that --workdir names.')
@@ -69,23 +74,31 @@ def main(arguments: Sequence[str]) -> int:
         which = [f'step_{options.step}'] if options.step is not None else []
         which += [options.teacher] if options.teacher else []
         if options.suite:
-            return evaluate_suite(origins, options.suite, overrides, options.workdir, which)
+            return evaluate_suite(origins, options.suite, overrides, options.workdir, which, options.predictions)
         which += ['from_scratch'] if options.from_scratch else []
         workdir = options.workdir or origins[0].folder / name_of(options.config, overrides, which)
-        return evaluate(origins[0], options.config, overrides, workdir, options.from_scratch)[0]
+        return evaluate(origins[0], options.config, overrides, workdir, options.from_scratch, options.predictions)[0]
 
 
 def evaluate_suite(
-    origins: Sequence[Origin], path: str, overrides: Sequence[str], target: Path | None, which: Sequence[str]
+    origins: Sequence[Origin],
+    path: str,
+    overrides: Sequence[str],
+    target: Path | None,
+    which: Sequence[str],
+    predictions: bool,
 ) -> int:
     """The suite of `path` for every run, each in its own folder (of a single run: `target`). Returns an exit status.
 
     Of several runs a comparison is written to `target`. A from-scratch control that two of them share is run once.
+    predictions: keep those of the rows that test a classifier.
     """
     rows = read_suite(path)
+    kept = set()  # rows whose predictions are
     for row in rows:  # a misspelt key is told before the first of them runs
         for _, own, _ in row.runs():
-            load_config(row.config, [*own, *overrides], {**METHODS, **DIRECT})
+            config, _ = load_config(row.config, [*own, *overrides], {**METHODS, **DIRECT})
+            kept |= {row.name} if predictions and OF_CLASSIFIER.keys() & {*config.papers} else set()
     several = len(origins) > 1
     folders = [origin.folder / '-'.join([Path(path).stem, *which]) for origin in origins]
     folders = folders if several or target is None else [target]
@@ -95,8 +108,8 @@ def evaluate_suite(
             row: Row, own: Sequence[str], workdir: Path, tested: Path | None, origin: Origin = origin
         ) -> tuple[int, dict[str, Any]]:
             of = read_origin(tested) if tested else origin
-            same = [other / workdir.name for other in folders]
-            return evaluate(of, row.config, [*own, *overrides], workdir, row.from_scratch, done_in=same)
+            same, keep = [other / workdir.name for other in folders], row.name in kept
+            return evaluate(of, row.config, [*own, *overrides], workdir, row.from_scratch, keep, done_in=same)
 
         status = run_suite(rows, folder, run, report)
         if status:
@@ -154,33 +167,44 @@ def evaluate(
     overrides: Sequence[str],
     path: Path,
     from_scratch: bool = False,
+    predictions: bool = False,
     done_in: Sequence[Path] = (),
 ) -> tuple[int, dict[str, Any]]:
     """One protocol -> (exit status, what results.json says; {} when it was interrupted).
 
-    done_in: folders whose results.json is the answer where it has the same settings of the same checkpoint.
+    predictions: keep a classifier's, see Ledger; done_in: folders whose results.json is the answer where it has the same
+    settings of the same checkpoint.
     """
     config, reference, name = read_protocol(origin, spec, overrides)
+    agree_on_run(config, path)
     if from_scratch and name != 'finetune':
         raise ConfigError(f'{name} trains no encoder, so nothing of it begins from scratch; leave out --from-scratch.')
+    if predictions and name not in OF_CLASSIFIER:
+        raise ConfigError(
+            f'--predictions keeps what a classifier says of every image, and {name} tests none that is there: give it with '
+            'configs/eval/accuracy.py and --checkpoint FINETUNED_RUN.'
+        )
     checkpoint = {'from_scratch': True} if from_scratch else origin.describe(encoder=name not in OF_CLASSIFIER)
     settings = hashlib.sha256(to_json(config).encode()).hexdigest()
-    for done in filter(None, map(read_results, done_in)):
-        if (done['checkpoint'], done['settings']) == (checkpoint, settings):
+    seal = {'checkpoint': checkpoint, 'settings': settings}
+    for done in exchange('done before', [*map(read_results, done_in)])[0]:
+        if seal.items() <= done.items() and (done.get('predictions') or not predictions):
             report('Done before.')
             return 0, done
     start, notes = time.monotonic(), {}
-    workdir = Workdir(path, config)
+    workdir, ledger = open_workdir(path, config, bound=name not in DIRECT), None
     try:
+        if name in DIRECT:
+            ledger = Ledger(workdir.path, seal, origin.step, predictions)
         if name in OF_ENCODER:
-            status, metrics = 0, test_encoder(origin, config, name)
+            status, metrics = 0, test_encoder(origin, config, name, ledger)
         elif name in OF_CLASSIFIER:
-            status, (metrics, notes) = 0, test_classifier(origin, config, name, workdir)
+            status, (metrics, notes) = 0, test_classifier(origin, config, name, ledger)
         else:
             if name == 'finetune' and not from_scratch:
                 begin_from(origin, config, workdir)
             status = train(config, reference, workdir)
-            metrics = read_test(workdir)
+            metrics = exchange('metrics', read_test(workdir))[0]
         if status:
             return status, {}
         results = {
@@ -194,14 +218,20 @@ def evaluate(
             },
             'metrics': metrics,
             **({'notes': notes} if notes else {}),
+            **({'predictions': True} if predictions else {}),
             'seconds': round(time.monotonic() - start, 1),
             **describe_machine(),
         }
         replace_file(workdir.path / RESULTS, json.dumps(results, indent=2) + '\n')
+        if ledger:
+            ledger.end(metrics)
+        barrier('results')  # what comes next may read them on any host
     finally:
+        if ledger:
+            ledger.close()
         workdir.close()
     report('  '.join(f'{key} {value:.2f}' for key, value in metrics.items()))
-    report(f'Wrote {workdir.path / RESULTS}.')
+    report(f'Wrote {workdir.path / RESULTS}{f" and {ledger.folder}" if predictions else ""}.')
     return 0, results
 
 
@@ -219,19 +249,17 @@ def read_test(workdir: Workdir) -> dict[str, float]:
     return found | ({'best_on_test/top1': max(several)} if several else {})
 
 
-def test_encoder(origin: Origin, config: Any, name: str) -> dict[str, float]:
+def test_encoder(origin: Origin, config: Any, name: str, ledger: Ledger) -> dict[str, float]:
     """A protocol of a frozen encoder, at once."""
     bare = config.copy_and_resolve_references().unlock()
     bare.papers = ()
     recipe = replace(build(bare.lock(), 1, 1), config=config)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(**config.mesh)
     report(describe_test(origin, name))
-    return bind_method(config, name, OF_ENCODER[name])(Subject(recipe, origin.weights, mesh, report))
+    return bind_method(config, name, OF_ENCODER[name])(Subject(recipe, origin.weights, mesh, ledger, report))
 
 
-def test_classifier(
-    origin: Origin, config: Any, name: str, workdir: Workdir
-) -> tuple[dict[str, float], dict[str, Any]]:
+def test_classifier(origin: Origin, config: Any, name: str, ledger: Ledger) -> tuple[dict[str, float], dict[str, Any]]:
     """A protocol of a trained classifier, at once."""
 
     def read_config(run: Path) -> Any:
@@ -239,7 +267,7 @@ def test_classifier(
         theirs.dtype = config.dtype
         return theirs.lock()
 
-    task = Task(config, make_mesh(config.mesh.data, config.mesh.fsdp), workdir.path, report, read_config)
+    task = Task(config, make_mesh(**config.mesh), ledger, report, read_config)
     network = read_network(origin.run, read_config(origin.run), origin.step, task)
     report(describe_test(origin, name))
     return bind_method(config, name, OF_CLASSIFIER[name])(network)

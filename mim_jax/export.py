@@ -25,20 +25,23 @@ from mim_jax.interop.hf import hf_config, hf_line, hf_preprocessor
 from mim_jax.interop.runs import choose_arrays, find_teacher, read_run_config, saved_recipe
 from mim_jax.interop.timm import timm_line
 from mim_jax.interop.transfer import export_arrays, import_arrays
+from mim_jax.paths import is_bucket, open_path, replacing
 from mim_jax.recipe import Recipe
 from mim_jax.training.checkpoint import read_arrays
 from mim_jax.training.workdir import CHECKPOINTS
-from mim_jax.weights.files import read_weights, replacing, write_safetensors
+from mim_jax.weights.files import read_weights, write_safetensors
 from mim_jax.weights.layout import Arrays
 
 
 def main(arguments: Sequence[str]) -> int:
     """Read, choose, write, check. Returns the exit status; raises UserError for what the user can mend."""
     parser = argparse.ArgumentParser(prog='python -m mim_jax.export', description='Write weights for other libraries.')
-    parser.add_argument('--checkpoint', required=True, type=Path, help="a run's folder: the --workdir of mim_jax.train")
+    parser.add_argument(
+        '--checkpoint', required=True, type=open_path, help="a run's folder: the --workdir of mim_jax.train"
+    )
     parser.add_argument('--step', type=int, help='of the checkpoint; the newest without it')
     parser.add_argument('--format', required=True, choices=('timm', 'hf', 'safetensors'))
-    parser.add_argument('--out', required=True, type=Path, help='file to write; for hf, a folder')
+    parser.add_argument('--out', required=True, type=open_path, help='file to write; for hf, a folder')
     parser.add_argument('--part', default='encoder', choices=('encoder', 'full', 'teacher'))
     parser.add_argument('--teacher', help='which momentum teacher, where there are several; also with --part full')
     parser.add_argument('--image', type=Path, help='image to compare features on; an embedded one without it')
@@ -87,6 +90,8 @@ def config_size(recipe: Recipe) -> str:
 
 def check_target(out: Path, is_folder: bool, force: bool) -> None:
     """Raise WorkdirError when --out is taken, or is a folder where a file is wanted, or the other way round."""
+    if is_bucket(out):
+        raise WorkdirError(f'--out {out}: other libraries read files, so export to a folder and copy it there.')
     if not is_folder and out.suffix != '.safetensors':
         raise WorkdirError(f'--out {out}: give it a name that ends in .safetensors, by which timm and others know it.')
     if out.exists() and out.is_dir() != is_folder:

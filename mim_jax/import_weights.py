@@ -25,6 +25,7 @@ from mim_jax.interop.hf import check_config_beside
 from mim_jax.interop.runs import build_recipe
 from mim_jax.interop.transfer import export_arrays, import_arrays
 from mim_jax.parallel.mesh import make_mesh
+from mim_jax.paths import open_path
 from mim_jax.recipe import Recipe
 from mim_jax.training.assemble import make_program
 from mim_jax.training.workdir import CHECKPOINTS, Workdir
@@ -40,8 +41,15 @@ def main(arguments: Sequence[str]) -> int:
         epilog='Any key of the config can be set: --config.encoder.positions=learned',
     )
     parser.add_argument('--config', required=True, help='configs/mae.py, or configs/mae.py:vit_l16')
-    parser.add_argument('--weights', required=True, type=Path, help='.safetensors; or .pth where PyTorch is installed')
-    parser.add_argument('--workdir', required=True, type=Path, help='folder of the run to be; without checkpoints')
+    parser.add_argument(
+        '--weights', required=True, type=open_path, help='.safetensors; or .pth where PyTorch is installed'
+    )
+    parser.add_argument(
+        '--workdir',
+        required=True,
+        type=open_path,
+        help='folder of the run to be, without checkpoints',
+    )
     parser.add_argument('--layout', default='auto', help='whose names the file has; recognised without it')
     parser.add_argument('--part', default='all', choices=('all', 'encoder'), help='what to take of what is in the file')
     parser.add_argument(

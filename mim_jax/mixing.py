@@ -117,9 +117,14 @@ def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
     return own * images + (1.0 - own) * images[::-1]
 
 
+def smooth_labels(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
+    """i32[B] -> probabilities f32[B,K]: 1 - s on the label plus s / K on every class, s being `smoothing`."""
+    return (1.0 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes
+
+
 def mix_labels(labels: jax.Array, mix: Mix, classes: int, smoothing: float) -> jax.Array:
-    """i32[B] -> probabilities f32[B,K]: smoothed (1 - s on the label, s / K on every class), then mixed as the images are."""
-    targets = (1.0 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes
+    """i32[B] -> probabilities f32[B,K]: smoothed, then mixed as the images are."""
+    targets = smooth_labels(labels, classes, smoothing)
     return mix.weight * targets + (1.0 - mix.weight) * targets[::-1]
 
 

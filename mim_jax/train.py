@@ -10,35 +10,38 @@ import argparse
 import contextlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import jax
 
 from mim_jax.command import (
     INTERRUPTED,
+    agree_on_run,
     describe_machine,
     explain_shortages,
-    parse_arguments,
+    join_and_parse,
     read_config,
     run_program,
 )
 from mim_jax.config import difference, peak_lr
 from mim_jax.data.cache import cache_source
-from mim_jax.data.sources import open_source
+from mim_jax.data.sources import Source, open_source
+from mim_jax.errors import WorkdirError
 from mim_jax.evals.accuracy import check_test
 from mim_jax.evals.watchers import check_pool, check_probes, draw_run_curves, make_watchers
+from mim_jax.parallel.agreement import together
+from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.mesh import make_mesh
-from mim_jax.recipe import Frozen
+from mim_jax.paths import open_path
+from mim_jax.recipe import Frozen, Recipe
 from mim_jax.training.assemble import assemble, make_loader, make_program
-from mim_jax.training.loggers import write_summary
+from mim_jax.training.entry import open_workdir
+from mim_jax.training.journal import write_summary
 from mim_jax.training.loop import Outcome, Session
 from mim_jax.training.workdir import Workdir
 
 
 def report(line: str) -> None:
     """Print at once, from the first host only."""
-    if jax.process_index() == 0:
+    if is_first():
         print(line, flush=True)
 
 
@@ -50,10 +53,13 @@ def main(arguments: Sequence[str]) -> int:
         epilog='Any key of the config can be set: --config.optim.base_lr=1e-3 --config.data.dir=/data',
     )
     parser.add_argument('--config', required=True, help='configs/mae.py, or configs/mae.py:vit_s16,cifar10')
-    parser.add_argument('--workdir', required=True, type=Path, help='folder of this run; made if it does not exist')
-    options, overrides = parse_arguments(arguments, parser)
+    parser.add_argument(
+        '--workdir', required=True, type=open_path, help='folder of this run, or gs://bucket/folder; made if need be'
+    )
+    options, overrides = join_and_parse(arguments, parser)
     config, reference = read_config(options.config, overrides)
-    workdir = Workdir(options.workdir, config)
+    agree_on_run(config, options.workdir)
+    workdir = open_workdir(options.workdir, config)
     try:
         return train(config, reference, workdir)
     finally:
@@ -61,35 +67,41 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def train(config: Any, reference: Any, workdir: Workdir) -> int:
-    """Run (or go on with) the run of `workdir`; write summary.json however it ends."""
+    """Run (or go on with) the run of `workdir`; write summary.json, on the first host, however it ends."""
     facts: dict[str, Any] = {'config': str(workdir.path / 'config.json')}
     session = None
     try:
         with explain_shortages():
             recipe, source = assemble(config)
+            agree_on_run(config, workdir.path, source.fingerprint)
             check_pool(recipe)
             watching = config.probe.every_epochs or config.pictures.every_epochs or recipe.predict
             test = None
             if watching:
-                test = open_source(config.data, config.data.eval_split)
-                check_test(recipe, test) if recipe.predict else check_probes(config, source, test)
-                test = cache_source(test, config.data.cache, config.data.threads)
-            mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+                test = together('the test split', lambda: open_test(config, recipe, source))
+            mesh = make_mesh(**config.mesh)
             facts |= {'recipe': recipe.name, 'total_steps': recipe.config.steps, **describe_machine()}
             describe_run(config, reference, recipe, source, facts)
-            session = Session(make_program(recipe, mesh), make_loader(recipe, source), workdir, report)
+            session = Session(make_program(recipe, mesh), make_loader(recipe, source, mesh), workdir, report)
             with contextlib.closing(session):
                 if not session.finished:
                     report(session.describe())
                 outcome = session.run(make_watchers(session, source, test))
-                if not is_settled(session, workdir):
+                if is_first() and not is_settled(session, workdir):
                     draw_run_curves(session)
                     write_summary(workdir.summary, status=outcome.status, **progress(session, outcome.steps), **facts)
     except BaseException as error:
-        if not is_settled(session, workdir):
+        if is_first() and not is_settled(session, workdir):
             record_failure(error, session, workdir, facts)
         raise
     return conclude(outcome, recipe.config.steps, workdir)
+
+
+def open_test(config: Any, recipe: Recipe, source: Source) -> Source:
+    """The images that watchers read. Raises DataError where their classes are not those of `source`."""
+    test = open_source(config.data, config.data.eval_split)
+    check_test(recipe, test) if recipe.predict else check_probes(config, source, test)
+    return cache_source(test, config.data.cache, config.data.threads)
 
 
 def is_settled(session: Session | None, workdir: Workdir) -> bool:
@@ -111,8 +123,9 @@ def record_failure(error: BaseException, session: Session | None, workdir: Workd
         done = {**facts, **progress(session, session.loggers.journal.last('step') or 0)}
     status = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'
     try:
+        workdir.check()
         write_summary(workdir.summary, **{**done, 'status': status, 'error': f'{type(error).__name__}: {error}'})
-    except OSError as second:  # as on a full disk; the first error is the one to tell
+    except (OSError, WorkdirError) as second:  # as on a full disk; the first error is the one to tell
         report(f'{workdir.summary} could not be written: {second}.')
 
 
@@ -136,7 +149,7 @@ def progress(session: Session, steps: int) -> dict[str, Any]:
         'steps': steps,
         'images_seen': steps * session.config.batch_size,
         'wall_seconds': session.wall_seconds,
-        'bad_images': session.loader.bad_images,
+        'bad_images': session.bad_images | session.loader.bad_images,  # the greater count
         'frozen': session.digests,  # sha256 of the teachers' files
         'metrics': session.loggers.journal.last_values(),
     }

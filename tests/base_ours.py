@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from mae_ours import fill_tree, to_arrays
+from parity_rules import largest_difference, sample_all, under
 from tiny_runs import QUICK
 
 from mim_jax.forward import Forward, Surroundings, create_parameters, evaluate
@@ -23,6 +24,7 @@ from mim_jax.training.state import TrainState, abstract_state, state_shardings
 from mim_jax.training.step import jit_train_step, make_train_step
 
 Arrays = dict[str, np.ndarray]
+SETTLED = 1e-4  # of a parameter's largest gradient; below it Adam's first step hangs on rounding
 
 
 def shapes_of(recipe: Recipe) -> dict[str, tuple[int, ...]]:
@@ -76,3 +78,55 @@ def train_ours(recipe: Recipe, images: np.ndarray, weights: Arrays, lr: float, s
             found['moments'] = to_arrays(optax.tree_utils.tree_get(state.opt_state, 'mu'))
             found['moved'] = {path: value - weights[path] for path, value in to_arrays(state.params).items()}
     return found
+
+
+def assert_close(ours: Arrays, stored: Arrays, tolerance: float, **how: Any) -> None:
+    """No array differs from its stored sample by more; `how` as largest_difference has it."""
+    difference, name = largest_difference(ours, stored, **how)
+    print(f'{difference:.1e} {name}')
+    assert difference <= tolerance, name
+
+
+def check_pass(
+    found: tuple[Arrays, float, Arrays],
+    golden: Arrays,
+    name: str,
+    loss: str = 'loss',
+    gradients: str = 'gradients/',
+    key_biases: bool = False,
+    seen: float = 1e-4,
+) -> None:
+    """What run_ours found, but for the mask, beside a golden's 'seen/', loss and gradients.
+
+    key_biases: a key's bias changes no attention, so its gradient is 0 but for rounding; it is compared on the scale of the
+    others. seen: what is seen may differ by, absolute.
+    """
+    ours, value, slopes = found
+    stored = under(golden, gradients)
+    floor = 1e-3 * max(gradient[1] for gradient in stored.values()) if key_biases else 0.0
+    differences = {
+        'seen': largest_difference(ours, under(golden, 'seen/'), relative=False),
+        'loss': (abs(value / float(golden[loss]) - 1), ''),
+        'gradients': largest_difference(slopes, stored, relative=True, floor=floor),
+    }
+    print(name, '  '.join(f'{kind} {difference:.1e} {place}' for kind, (difference, place) in differences.items()))
+    for kind, tolerance in (('seen', seen), ('loss', 1e-5), ('gradients', 1e-3)):
+        assert differences[kind][0] < tolerance, (kind, differences[kind])
+
+
+def check_first_step(
+    moved: Arrays, stored: Arrays, gradients: Arrays, least: float, biases: float | None = None
+) -> None:
+    """How AdamW's first step moved every parameter, beside the stored samples, within 1e-5; a step is 1e-3.
+
+    Values whose gradient is below SETTLED of their parameter's largest hang on rounding and are left out, of attention's
+    biases, where `biases` is given, all below 1e-2 of it: the middle third are keys'. More than the share `least` (of those
+    biases: `biases`) of every parameter must be compared.
+    """
+    ours = sample_all(moved)
+    assert ours.keys() == stored.keys()
+    for path, gradient in gradients.items():
+        packed = biases is not None and path.endswith('qkv/bias')
+        settled = np.abs(gradient[2:]) > (1e-2 if packed else SETTLED) * gradient[1]
+        assert settled.mean() > (biases if packed else least), path
+        assert np.abs(ours[path] - stored[path])[2:][settled].max() < 1e-5, path

@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tiny_runs import SIDE, init_plain, tiny_config, to_host
 
+from mim_jax.evals.ledger import Ledger
 from mim_jax.evals.network import Network, Task
 from mim_jax.evals.robust_images import SetCrop
 from mim_jax.methods import build
 from mim_jax.parallel.mesh import make_mesh
 
 
-def make_network(tmp_path, classes, data, devices=1):
+def make_network(tmp_path, classes, data, devices=1, predictions=False):
     """MAE's encoder under a classifier of random weights, 16 x 16 pixels, and the lines that it reports."""
     config = tiny_config({'depth': 1})
     config.papers, config.base = ('finetune',), 'mae'
@@ -24,7 +25,8 @@ def make_network(tmp_path, classes, data, devices=1):
     config.data.update({'threads': 1, 'cache': 'never', **data})
     recipe = build(config, 1000, classes)
     lines = []
-    task = Task(config, make_mesh(devices=jax.devices()[:devices]), tmp_path, lines.append, None)
+    ledger = Ledger(tmp_path, {'test': 'of tests'}, 5, predictions)
+    task = Task(config, make_mesh(devices=jax.devices()[:devices]), ledger, lines.append, None)
     return Network(tmp_path / 'run', recipe, to_host(init_plain(recipe)), 5, task), lines
 
 

@@ -7,11 +7,7 @@ import json
 import jax
 import numpy as np
 import program_runs
-from program_runs import (
-    ROOT,
-    call,
-    share_compilations,
-)
+from program_runs import ROOT, call, share_compilations
 
 from mim_jax import evaluate, train
 from mim_jax.command import read_config

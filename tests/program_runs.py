@@ -23,11 +23,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from mim_jax import train
 from mim_jax.command import run_program
 from mim_jax.training.checkpoint import read_params
-from mim_jax.training.loggers import read_events
+from mim_jax.training.journal import read_events
 
 ROOT = Path(__file__).parents[1]
 SMOKE = f'{ROOT / "configs" / "mae.py"}:smoke'
 STEPS, EVERY = 48, 8
+QUICK_XLA = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'  # tiny_runs.QUICK, as XLA_FLAGS
 TINY = {
     'image_size': 16,
     'batch_size': 16,
@@ -103,9 +104,9 @@ def start(line: Sequence[str], devices: int = 1, through: Sequence[str] = ()) ->
     return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
 
-def finish(child: subprocess.Popen, seen: str = '') -> Ended:
+def finish(child: subprocess.Popen, seen: str = '', timeout: float = 120.0) -> Ended:
     """Wait for the end."""
-    out, err = child.communicate(timeout=120)
+    out, err = child.communicate(timeout=timeout)
     return Ended(child.returncode, seen + out, err)
 
 

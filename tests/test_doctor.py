@@ -71,7 +71,8 @@ def test_a_fault_is_told_once_and_the_visit_goes_on(settings, fault, words, left
 
 
 def test_versions_that_are_missing_or_wrong(visit, monkeypatch):
-    monkeypatch.setattr(doctor.metadata, 'requires', lambda _: ['numpy<1', 'not-a-package>=2', 'jax'])
+    required = ['numpy<1', 'not-a-package>=2', 'jax', 'nor-this-one; extra == "gcs"']
+    monkeypatch.setattr(doctor.metadata, 'requires', lambda _: required)
     status, said, faults = visit()
     assert (status, faults) == (2, ['versions'])
     assert 'numpy is ' in said['versions']

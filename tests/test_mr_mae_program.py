@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import tower_cases
-from parity_rules import draw_weights
 from program_runs import ROOT, arguments, call, copy_run, fail, read_losses, read_summary, share_compilations, snapshot
 
 from mim_jax.training.checkpoint import read_params
@@ -24,9 +23,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """A small CLIP tower as transformers saves it."""
-    case = tower_cases.Case('clip', 16, 64, width=64, depth=1)
-    weights = draw_weights(tower_cases.shapes_of(case))
-    return tower_cases.write_folder(case, tmp_path_factory.mktemp('teacher') / 'clip', weights)
+    return tower_cases.write_small('clip', tmp_path_factory.mktemp('teacher') / 'clip')
 
 
 def line_of(workdir, weights, **settings):
@@ -39,7 +36,7 @@ def line_of(workdir, weights, **settings):
 def test_a_missing_file_ends_in_a_sentence_before_any_device_is_used(kind, variant, tmp_path, capsys, monkeypatch):
     """The key, the repository, the file and the place; with the file's own settings too, whose images are not here."""
 
-    def use(*args):
+    def use(*args, **kwargs):
         raise AssertionError('a device was used')
 
     monkeypatch.setattr('mim_jax.train.make_mesh', use)

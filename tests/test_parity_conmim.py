@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from base_ours import assert_close
 from conmim_cases import (
     DEPTH,
     GROUPS,
@@ -29,7 +30,7 @@ from conmim_cases import (
     darken,
 )
 from mae_ours import fill_tree, to_arrays
-from parity_rules import GOLDEN, draw_weights, largest_difference, under
+from parity_rules import GOLDEN, draw_weights, under
 from tiny_runs import QUICK
 
 from mim_jax.config import default_config
@@ -141,12 +142,6 @@ def run(request, golden) -> tuple[SimpleNamespace, dict[str, np.ndarray]]:
     found.final = {'student': to_arrays(state.params), 'teacher': to_arrays(state.teachers['conmim']['params'])}
     found.teacher_statistics = to_arrays(state.teachers['conmim']['batch_stats'])
     return found, under(golden, f'{request.param}/')
-
-
-def assert_close(ours, stored, tolerance, **how):
-    difference, name = largest_difference(ours, stored, **how)
-    print(f'{difference:.1e} {name}')
-    assert difference <= tolerance, name
 
 
 def test_every_level_the_projections_and_the_logits_agree(run):

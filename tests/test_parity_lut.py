@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from base_ours import assert_close
 from lut_cases import (
     ALPHA,
     DECODER,
@@ -30,7 +31,7 @@ from lut_cases import (
     views_of,
 )
 from mae_ours import fill_tree, to_arrays
-from parity_rules import GOLDEN, draw_weights, largest_difference, under
+from parity_rules import GOLDEN, draw_weights, under
 from tiny_runs import QUICK
 
 from mim_jax.config import default_config
@@ -141,12 +142,6 @@ def run() -> SimpleNamespace:
         'teacher_statistics': to_arrays(teacher['batch_stats']),
     }
     return found
-
-
-def assert_close(ours, stored, tolerance, **how):
-    difference, name = largest_difference(ours, stored, **how)
-    print(f'{difference:.1e} {name}')
-    assert difference <= tolerance, name
 
 
 def test_everything_on_the_way_agrees(run, golden):

@@ -4,7 +4,6 @@ import hashlib
 
 import pytest
 import tower_cases
-from parity_rules import draw_weights
 from program_runs import (
     EVERY,
     ROOT,
@@ -39,9 +38,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """A small DINO tower as transformers saves it."""
-    case = tower_cases.Case('dino', 16, 64, width=64, depth=1)
-    weights = draw_weights(tower_cases.shapes_of(case))
-    return tower_cases.write_folder(case, tmp_path_factory.mktemp('teacher') / 'dino', weights)
+    return tower_cases.write_small('dino', tmp_path_factory.mktemp('teacher') / 'dino')
 
 
 @pytest.fixture

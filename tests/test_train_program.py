@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event
 from mim_jax.config import from_json
 from mim_jax.train import main
 from mim_jax.training.checkpoint import read_params
-from mim_jax.training.loggers import read_events
+from mim_jax.training.journal import read_events
 
 STEPS, EVERY, PROBED = 20, 5, (9, 18, 20)
 SETTINGS = {

@@ -87,6 +87,12 @@ def write_folder(case: Case, folder: Path, weights: Mapping[str, np.ndarray]) ->
     return folder
 
 
+def write_small(kind: str, folder: Path) -> Path:
+    """The folder of a tower of one block of width 64, with weights by rule."""
+    case = Case(kind, 16, 64, width=64, depth=1)
+    return write_folder(case, folder, draw_weights(shapes_of(case)))
+
+
 def write_all(root: Path) -> dict[str, Path]:
     """{name of a case: its folder, with weights by rule}."""
     return {name: write_folder(case, root / name, draw_weights(shapes_of(case))) for name, case in CASES.items()}

@@ -2,6 +2,7 @@
 
 Command   python -m mim_jax.evaluate --checkpoint FINETUNED_RUN --config configs/eval/accuracy.py
           another test split: --config.data.eval_split=test
+          logits and labels of all images, too, to predictions/test.npz: --predictions
 Expected  what the run counted when it ended, to the last image.
 """
 
@@ -13,9 +14,4 @@ from mim_jax.config import apply_variants, default_config
 def get_config(variant: str = '') -> ConfigDict:
     config = default_config()
     config.papers = ('accuracy',)
-    config.accuracy = ConfigDict(
-        {
-            'save_predictions': False,  # logits and labels of all images to predictions.npz
-        }
-    )
     return apply_variants(config, variant)

@@ -1,6 +1,7 @@
 """Corrupted test images of 32 x 32 pixels, made here by CIFAR-10-C's numbers: 11 of its 15 kinds (evals/corruptions.py).
 
 Command   python -m mim_jax.evaluate --checkpoint FINETUNED_RUN --config configs/eval/corruptions.py
+          logits and labels of all images, a file for each corruption and severity, to predictions/: --predictions
 Expected  no paper reports it; the numbers are not those of the published CIFAR-10-C.
 """
 

@@ -6,6 +6,7 @@ Command   python -m mim_jax.evaluate --checkpoint RUN --config configs/eval/fine
           low-shot: :1pct :10pct (ImageNet's subsets)  :share_1 :share_10 (of any dataset)  :small (small data, CPU)
           :scratch with --from-scratch (the control: random weights, no layer-wise decay)
           another dataset than the run's: :imagenet :cifar10 :digits :folder
+          crops keep 0.08 to 1 of an image, whatever pre-training's kept; of digits 0.5 to 1 (--config.data.scale=...)
           :mto_conmim is one point of MTO's grid of learning rates (1e-3 to 4e-3, and 5e-3): set optim.base_lr for the others
 Expected  ImageNet, ViT-B: MAE 83.6 (four seeds 83.46 to 83.66), MFF 83.6, LUT 84.2, MR-MAE 85.8 on MCMAE. Not run here.
 """

@@ -5,6 +5,7 @@ Command   python -m mim_jax.evaluate --checkpoint RUN --config configs/eval/line
           global pool)
           :short (50 epochs, ViT-L and H)  :sweep (seven learning rates in one pass)  :small (small data, CPU)
           another dataset than the run's: :imagenet :cifar10 :digits :folder
+          crops keep 0.08 to 1 of an image, whatever pre-training's kept; of digits 0.5 to 1 (--config.data.scale=...)
 Expected  ViT-B, ImageNet: MAE 1600 epochs 68.0 (67.8 in PyTorch); MFF table 1, 800 epochs: MAE 65.6, MFF 67.0. Not run here.
 """
 

@@ -16,6 +16,11 @@ FREE_ON_RESUME = (
     *('data.dir', 'data.threads', 'data.workers', 'data.cache', 'data.on_bad_image'),
     *('mr_mae.clip_weights', 'mr_mae.dino_weights', 'mr_mae.dinov2_weights', 'linear_probe.weights'),
 )
+# Where one host finds what all have: the dataset's fingerprint and the files' checksums say whether it is the same.
+OF_ONE_HOST = (
+    *('data.dir', 'data.threads', 'data.workers', 'data.cache'),
+    *('mr_mae.clip_weights', 'mr_mae.dino_weights', 'mr_mae.dinov2_weights', 'linear_probe.weights'),
+)
 ABSENT = '(not set)'
 
 
@@ -28,6 +33,11 @@ def difference(config: ConfigDict, reference: ConfigDict) -> list[str]:
         if was != is_now:
             lines.append(f'{key}: {was} -> {is_now}')
     return lines
+
+
+def shared_settings(config: ConfigDict) -> dict[str, Any]:
+    """{key: value} of what all hosts of a run must set alike."""
+    return {key: value for key, value in flatten(config).items() if key not in OF_ONE_HOST}
 
 
 def to_json(config: ConfigDict) -> str:

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.data.augment import Crop
-from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source
 from mim_jax.errors import DataError
 from mim_jax.evals.counting import count_correct
-from mim_jax.evals.features import eval_batch
+from mim_jax.evals.features import read_split
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.networks import Networks
 from mim_jax.parallel.mesh import replicated
@@ -49,11 +48,10 @@ def accuracy_watcher(session: Session, test: Source) -> Watcher:
     recipe, config, mesh = session.recipe, session.config, session.mesh
     predict = jax.jit(make_predict(recipe), out_shardings=replicated(mesh))
     crop = Crop('center', config.image_size, config.data.interpolation)
-    batch = eval_batch(mesh)
 
     def look(state: TrainState, step: int) -> Mapping[str, float]:
         del step
-        batches = eval_batches(test, crop, batch, None, config.seed, config.data.threads, config.data.on_bad_image)
+        batches = read_split(test, crop, mesh, config)
         counts = count_correct(lambda images: predict(state, session.frozen, images), batches, mesh, test)
         return {f'test/{name}': value for name, value in counts.items()}
 

@@ -13,6 +13,7 @@ import optax
 
 from mim_jax.config import peak_lr
 from mim_jax.errors import ConfigError, UserError
+from mim_jax.evals.ledger import Counted
 from mim_jax.evals.subject import Subject
 from mim_jax.models.batch_norm import BatchNorm
 from mim_jax.objectives.classify import cross_entropy
@@ -35,7 +36,7 @@ def cached_probe(
     train, test = subject.open()
     config = subject.recipe.config
     bank, queries = (subject.features(source, layer, pool, norm) for source in (train, test))
-    rate = choose_rate(config, *bank, train.num_classes, rates) if len(rates) > 1 else float(rates[0])
+    rate = choose_rate(subject, *bank, train.num_classes, rates) if len(rates) > 1 else float(rates[0])
     logits = train_head(config, *bank, queries[0], train.num_classes, rate)
     if not np.isfinite(logits).all():
         raise UserError(
@@ -46,17 +47,22 @@ def cached_probe(
     return {'cached_probe': float(100.0 * np.mean(hits)), 'cached_probe_rate': rate}
 
 
-def choose_rate(config: Any, x: np.ndarray, y: np.ndarray, classes: int, rates: tuple) -> float:
+def choose_rate(subject: Subject, x: np.ndarray, y: np.ndarray, classes: int, rates: tuple) -> float:
     """The best of `rates` on a tenth of the training features f32[n,D], i32[n]; the test images play no part.
 
     One that diverges is worse than any other.
     """
+    config = subject.recipe.config
     order = np.random.default_rng(config.seed).permutation(len(x))
     held, fitted = order[: len(order) // 10], order[len(order) // 10 :]
-    scores = []
-    for rate in rates:
-        logits = train_head(config, x[fitted], y[fitted], x[held], classes, float(rate))
-        scores.append(np.mean(logits.argmax(-1) == y[held]) if np.isfinite(logits).all() else -1.0)
+
+    def score(rate: float) -> Counted:
+        logits = train_head(config, x[fitted], y[fitted], x[held], classes, rate)
+        found = 100.0 * float(np.mean(logits.argmax(-1) == y[held])) if np.isfinite(logits).all() else -1.0
+        subject.report(f'rate {rate:g}: {f"{found:.2f} % of the held-out tenth" if found >= 0 else "diverged"}')
+        return {'held_out': found}, {}
+
+    scores = [subject.ledger.measure(f'rate {rate}', partial(score, float(rate)))['held_out'] for rate in rates]
     return float(rates[int(np.argmax(scores))])
 
 

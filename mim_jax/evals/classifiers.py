@@ -1,14 +1,13 @@
 """Protocols of a trained classifier: functions of a Network. Their keyword options are a section of the config.
 
-Each returns its metrics, in percent, and what results.json should say beside them. head: which of the run's classifiers is
-tested: '' is the trained one, 'average' the average of its weights, '00', '01', ... those of a linear probe's rates.
+Each returns its metrics, in percent, and what results.json should say beside them. What it counts it measures by the task's
+ledger, part by part; predictions are logits, labels and places (index) of all images. head: which of the run's classifiers
+is tested: '' is the trained one, 'average' the average of its weights, '00', '01', ... those of a linear probe's rates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,48 +18,24 @@ from mim_jax.data.sources import Example, Source
 from mim_jax.errors import ConfigError, Refused
 from mim_jax.evals.corruptions import CORRUPTIONS, corrupt, describe_source
 from mim_jax.evals.counting import Predictions, count_correct, rank_labels
+from mim_jax.evals.ledger import Counted
 from mim_jax.evals.metrics import SEVERITIES, check_logits, top_k_correct
 from mim_jax.evals.network import Network
-from mim_jax.weights.files import replacing
+from mim_jax.paths import open_path
 
 Found = tuple[dict[str, float], dict[str, Any]]
 
 
-def accuracy(network: Network, *, save_predictions: bool = False) -> Found:
-    """Top-1 and top-5 of all of the run's classifiers, again: what the run counted when it ended.
+def accuracy(network: Network) -> Found:
+    """Top-1 and top-5 of all of the run's classifiers, again: what the run counted when it ended."""
+    test, task = network.open_test(), network.task
 
-    save_predictions: logits and labels of all images to predictions.npz, see Predictions.arrays.
-    """
-    test, report = network.open_test(), network.task.report
-    predictions = Predictions() if save_predictions else None
-    found = count_correct(
-        network.predict,
-        network.batches(test),
-        network.task.mesh,
-        test,
-        tell_tenths(report),
-        len(test),
-        predictions,
-    )
-    if predictions:
-        path = network.task.workdir / 'predictions.npz'
-        with replacing(path) as temporary, temporary.open('wb') as file:
-            np.savez(file, **predictions.arrays())
-        report(f'Wrote {path}.')
-    return found, {}
+    def count() -> Counted:
+        predictions = Predictions() if task.ledger.predictions else None
+        found = count_correct(network.predict, network.batches(test), task.mesh, test, predictions)
+        return found, predictions.arrays() if predictions else {}
 
-
-def tell_tenths(report: Callable[[str], None]) -> Callable[[int, int], None]:
-    """(done, total) -> a line whenever another tenth of a long count is done."""
-    told = 0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        if 10 * done // total > told:
-            told = 10 * done // total
-            report(f'{done:,} of {total:,} images')
-
-    return tell
+    return task.ledger.measure('test', count), {}
 
 
 def ensemble(network: Network, *, with_run: str = '', head: str = '') -> Found:
@@ -70,22 +45,27 @@ def ensemble(network: Network, *, with_run: str = '', head: str = '') -> Found:
     """
     if not with_run:
         raise ConfigError('ensemble.with_run must be the folder of a second fine-tuned run.')
-    other = network.another(Path(with_run))
+    other = network.another(open_path(with_run))
     if other.classes != network.classes:
         raise Refused(
             f'{with_run} tells {other.classes} classes apart, {network.run} {network.classes}; use one dataset.'
         )
     test = network.open_test()
-    (first, rows), (second, others) = (one.logits(test, head) for one in (network, other))
-    if not np.array_equal(rows['index'], others['index']):
-        raise Refused('The two runs could not read the same images; repair the dataset.')
-    both = {'': (softmax(first) + softmax(second)) / 2, 'first/': first, 'second/': second}
-    found = {
-        f'{name}top{k}': 100.0 * int((rank_labels(values, rows['label']) < k).sum()) / len(values)
-        for name, values in both.items()
-        for k in (1, 5)
-    }
-    return {**found, 'images': len(first)}, {'second': {'run': str(other.run), 'step': other.step}}
+
+    def count() -> Counted:
+        (first, rows), (second, others) = (one.logits(test, head) for one in (network, other))
+        if not np.array_equal(rows['index'], others['index']):
+            raise Refused('The two runs could not read the same images; repair the dataset.')
+        both = {'': (softmax(first) + softmax(second)) / 2, 'first/': first, 'second/': second}
+        found = {
+            f'{name}top{k}': 100.0 * int((rank_labels(values, rows['label']) < k).sum()) / len(values)
+            for name, values in both.items()
+            for k in (1, 5)
+        }
+        return {**found, 'images': len(first)}, {'logits/first': first, 'logits/second': second, **rows}
+
+    found = network.task.ledger.measure('test', count)
+    return found, {'second': {'run': str(other.run), 'step': other.step}}
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -142,23 +122,29 @@ def corruptions(
         )
     if limit < 0:
         raise ConfigError(f'corruptions.limit={limit} must be a number of images, or 0 for all.')
-    data = network.task.config.data
-    test = cache_source(network.open_test(), data.cache, data.threads)
+    task = network.task
+    test = cache_source(network.open_test(), task.config.data.cache, task.config.data.threads)
 
-    def error_on(source: Source) -> tuple[float, int]:
-        logits, rows = network.logits(source, head, limit=limit)
-        return 100.0 - 100.0 * top_k_correct(logits, rows['label']) / len(logits), len(logits)
+    def measure(part: str, source: Source) -> dict[str, float]:
+        def count() -> Counted:
+            logits, rows = network.logits(source, head, limit=limit)
+            error = 100.0 - 100.0 * top_k_correct(logits, rows['label']) / len(logits)
+            task.report(f'{part}: {error:.2f} % errors')
+            return {'error': error, 'images': len(logits)}, {'logits': logits, **rows}
+
+        return task.ledger.measure(part, count)
 
     # The first corrupted image fails at once where the images are of another size.
-    corrupted = {name: [CorruptedSource(test, name, s, network.task.config.seed) for s in severities] for name in names}
+    corrupted = {name: [CorruptedSource(test, name, s, task.config.seed) for s in severities] for name in names}
     corrupted[names[0]][0][0]
-    clean, images = error_on(test)
-    errors: dict[str, dict[int, float]] = {}
-    for name, sources in corrupted.items():
-        errors[name] = {source.severity: error_on(source)[0] for source in sources}
-        network.task.report(f'{name}: {"  ".join(f"{error:.2f}" for error in errors[name].values())} % errors')
+    clean = measure('clean', test)
+    errors = {
+        name: {source.severity: measure(f'{name} {source.severity}', source)['error'] for source in sources}
+        for name, sources in corrupted.items()
+    }
     means = {name: float(np.mean(list(by_severity.values()))) for name, by_severity in errors.items()}
-    found = {'mean_error': float(np.mean(list(means.values()))), 'clean_top1': 100.0 - clean, 'images': images}
+    mean_error = float(np.mean(list(means.values())))
+    found = {'mean_error': mean_error, 'clean_top1': 100.0 - clean['error'], 'images': clean['images']}
     return found | {f'error/{name}': error for name, error in means.items()}, {
         'images': describe_source(),
         'errors': errors,

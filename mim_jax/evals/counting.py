@@ -26,7 +26,7 @@ def rank_labels(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 class Predictions:
-    """Collects what count_correct saw, to be saved: `np.savez(path, **predictions.arrays())`."""
+    """Collects what count_correct saw, to be saved."""
 
     def __init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []
@@ -46,8 +46,6 @@ def count_correct(
     batches: Iterable[Mapping[str, Any]],
     mesh: Mesh | None = None,
     source: Source | None = None,
-    report: Callable[[int, int], None] | None = None,
-    total: int = 0,
     predictions: Predictions | None = None,
 ) -> dict[str, float | int]:
     """Accuracy of `predict` on all images -> {'top1': percent, 'top5': percent, 'images': n}.
@@ -55,7 +53,7 @@ def count_correct(
     `predict`: images u8[b,S,S,3] -> logits f[b,K], or {name: logits} of several classifiers, which gives '<name>/top1' and
     so on ('' stays without a name); it, `batches` and `mesh` are run_batches'. Images of weight 0 are not counted. A logit
     of -inf is a class that is ruled out. With fewer than five classes top5 is 100.
-    `source`: names images in messages. `report(done, total)`: called after every batch. `predictions`: takes all logits.
+    `source`: names images in messages. `predictions`: takes all logits.
 
     Raises:
       DataError: a label that is no class of the logits, or no image at all.
@@ -73,8 +71,6 @@ def count_correct(
         images += len(rows['label'])
         if predictions:
             predictions.add(found, rows)
-        if report:
-            report(images, total)
     if not images:
         raise DataError('There are no images to evaluate: the split is empty, or none of its images could be decoded.')
     percents = {

@@ -24,7 +24,8 @@ def inherit_run(config: ConfigDict, run: ConfigDict, spec: str, overrides: Seque
 
     The base and the encoder's sizes are always the run's. So are the dataset, whether it is flipped, the image size and the
     statistics of the pixels, unless the protocol or the command line says otherwise: by a variant that names a dataset or
-    sets one of its keys, or by an override. Raises ConfigError for what would change the encoder, or its grid in a protocol
+    sets one of its keys, or by an override. How much of an image a crop keeps (data.scale) is the protocol's, save for
+    digits, of which it is the dataset's. Raises ConfigError for what would change the encoder, or its grid in a protocol
     that does not train it.
     """
     given = {override.partition('=')[0].removeprefix('--config.') for override in overrides}
@@ -49,6 +50,9 @@ def inherit_run(config: ConfigDict, run: ConfigDict, spec: str, overrides: Seque
     for name in ('mean', 'std', *DATASET):
         if f'data.{name}' not in given and name not in said:
             config.data[name] = run.data[name]
+    own_scale = DATASETS.get(config.data.source, {}).get('scale')  # of digits: less than half of one cannot be read
+    if own_scale and 'data.scale' not in given:
+        config.data.scale = own_scale
     if 'image_size' not in given:
         config.image_size = run.image_size
     elif 'finetune' not in config.papers and config.image_size != run.image_size:

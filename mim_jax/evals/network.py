@@ -15,12 +15,13 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from mim_jax.data.augment import Crop
-from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source, open_source
-from mim_jax.errors import DataError, Refused, WorkdirError
+from mim_jax.errors import Refused, WorkdirError
 from mim_jax.evals.accuracy import check_test, make_predict
-from mim_jax.evals.features import eval_batch, run_batches
+from mim_jax.evals.features import collect_batches, read_split
+from mim_jax.evals.ledger import Ledger, watch_batches
 from mim_jax.methods import build
+from mim_jax.parallel.hosts import place
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import digest_frozen, load_frozen
@@ -36,12 +37,12 @@ Rows = dict[str, np.ndarray]
 @dataclass(frozen=True)
 class Task:
     """What a classifier is tested for. config: the protocol's, whose section `data` says where images are and how they are
-    read; mesh: devices; workdir: where a protocol may leave files; report: gets lines to read; read_config: the checked
-    config of another run's folder."""
+    read; mesh: devices; ledger: of what was found so far; report: gets lines to read; read_config: the checked config of
+    another run's folder."""
 
     config: Any
     mesh: Mesh
-    workdir: Path
+    ledger: Ledger
     report: Callable[[str], None]
     read_config: Callable[[Path], Any]
 
@@ -70,7 +71,7 @@ class Network:
     @cached_property
     def placed(self) -> tuple[TrainState, Any]:
         """The state and the frozen encoders, on every device."""
-        return jax.device_put((self.state, load_frozen(self.recipe)), replicated(self.task.mesh))
+        return place((self.state, load_frozen(self.recipe)), replicated(self.task.mesh))
 
     @cached_property
     def predict(self) -> Callable[[jax.Array], Mapping[str, jax.Array]]:
@@ -91,11 +92,8 @@ class Network:
 
     def batches(self, source: Source, crop: Callable | None = None, limit: int = 0) -> Iterator[Mapping[str, Any]]:
         """All images, or `limit` random ones that the seed decides, in stored order, padded to whole batches."""
-        config, data = self.task.config, self.task.config.data
-        batch = eval_batch(self.task.mesh)
-        return eval_batches(
-            source, crop or self.crop, batch, limit or None, config.seed, data.threads, data.on_bad_image
-        )
+        batches = read_split(source, crop or self.crop, self.task.mesh, self.task.config, limit or None)
+        return watch_batches(batches, min(limit or len(source), len(source)), self.task.report)
 
     def logits(
         self,
@@ -109,15 +107,16 @@ class Network:
 
         Raises Refused for a head that the run has not, DataError where no image could be read.
         """
-        outputs, rows = [], []
-        for output, row in run_batches(predict or self.predict, self.batches(source, crop, limit), self.task.mesh):
+        predict = predict or self.predict
+
+        def pick(images: jax.Array) -> jax.Array:
+            output = predict(images)
             if head not in output:
                 raise Refused(f'{self.run} has no classifier {head!r}, but {", ".join(map(repr, output))}; set head.')
-            outputs.append(output[head])
-            rows.append(row)
-        if not sum(map(len, outputs)):
-            raise DataError(f'{source.description}: no image could be decoded.')
-        return np.concatenate(outputs), {key: np.concatenate([row[key] for row in rows]) for key in ('label', 'index')}
+            return output[head]
+
+        logits, rows = collect_batches(pick, self.batches(source, crop, limit), self.task.mesh, source.description)
+        return logits, {key: rows[key] for key in ('label', 'index')}
 
     def another(self, run: Path) -> Network:
         """The newest classifier of another run, for the same task."""

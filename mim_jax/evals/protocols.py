@@ -10,7 +10,7 @@ from typing import Any
 
 from mim_jax.evals.cached import cached_probe
 from mim_jax.evals.classifiers import accuracy, corruptions, ensemble
-from mim_jax.evals.knn import NEIGHBOURS, check_vote, knn_accuracy
+from mim_jax.evals.knn import HEADLINE, NEIGHBOURS, check_vote, knn_percents, summarise_percents
 from mim_jax.evals.ridge import ridge_accuracy
 from mim_jax.evals.robust_protocol import robustness
 from mim_jax.evals.subject import Subject
@@ -33,7 +33,8 @@ def knn(
     train, test = subject.open()
     bank, queries = (subject.features(source, layer, pool, norm) for source in (train, test))
     subject.report(f'Features of {len(bank[0]):,} training and {len(queries[0]):,} test images.')
-    return knn_accuracy(*bank, *queries, train.num_classes, neighbours, temperature, mesh=subject.mesh)
+    ks = (HEADLINE, *neighbours)
+    return summarise_percents(knn_percents(*bank, *queries, train.num_classes, ks, temperature, mesh=subject.mesh))
 
 
 def ridge(subject: Subject, *, pool: str = 'mean', norm: str = 'encoder', layer: int = 0) -> dict[str, float]:

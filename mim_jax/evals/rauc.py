@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mim_jax.errors import DataError, UserError
-from mim_jax.training.loggers import read_events
+from mim_jax.training.journal import read_events
 
 
 def rauc(

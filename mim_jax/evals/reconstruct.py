@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from mim_jax.training.curves import save_picture
+
 GREY = 0.5
 GIVEN = (
     'The targets were normalised per patch. Predictions are un-normalised with the true mean and deviation of each '
@@ -112,4 +114,4 @@ def reconstruction_grid(
                 axes.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=11)
     figure.supxlabel(caption, fontsize=7.5)
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path)

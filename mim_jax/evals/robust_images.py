@@ -21,7 +21,15 @@ from mim_jax.data.augment import eval_resize, resized_shape
 from mim_jax.data.sources import Source, open_source
 from mim_jax.data.subsets import SubsetSource, read_labels, read_names, read_rows
 from mim_jax.errors import ConfigError, DataError
-from mim_jax.evals.robustness import SETS, cut_border, list_parts, map_folders, read_real_labels, related_images
+from mim_jax.evals.robustness import (
+    RELATED,
+    SETS,
+    cut_border,
+    list_parts,
+    map_folders,
+    read_real_labels,
+    related_images,
+)
 
 Rows = Mapping[str, np.ndarray]
 
@@ -62,10 +70,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Place:
-    """source: 'tfds' or 'folder'; dir: of TFDS ('' is data.dir), or of folders; data: the config's section."""
+    """source: 'tfds' or 'folder'; dir: of TFDS ('' is data.dir), or of folders; whole: sets of another size than the
+    published one are refused; data: the config's section."""
 
     source: str
     dir: str
+    whole: bool
     data: ConfigDict
 
 
@@ -87,7 +97,22 @@ def open_sets(names: Sequence[str], place: Place) -> dict[str, list[Callable[[],
 
 
 def open_part(name: str, part: Mapping[str, Any], place: Place) -> list[Images]:
-    """The images of one part; ImageNet-O's are in two sources, those out of the distribution first."""
+    """The images of one part; ImageNet-O's are in two sources, those out of the distribution first.
+
+    Raises DataError where they are not as many as were published.
+    """
+    images = find_images(name, part, place)
+    for kind, published in zip(images, (SETS[name].images, RELATED), strict=False):
+        if place.whole and len(kind.source) != published:
+            raise DataError(
+                f'{name}: {kind.source.description} has {len(kind.source):,} images, and {published:,} were published '
+                f'({SETS[name].home}). Complete it, or test what is there with robustness.whole=False.'
+            )
+    return images
+
+
+def find_images(name: str, part: Mapping[str, Any], place: Place) -> list[Images]:
+    """open_part's, however many there are."""
     spec = SETS[name]
     if spec.transform == 'center_occluded':
         return [Images(open_validation(name, place.data), given_label)]

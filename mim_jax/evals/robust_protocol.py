@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -14,13 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mim_jax.errors import Refused
+from mim_jax.evals.ledger import Counted
 from mim_jax.evals.metrics import mean_corruption_error
 from mim_jax.evals.network import Network
 from mim_jax.evals.robust_images import Images, Place, SetCrop, open_sets
 from mim_jax.evals.robustness import HOLE, SETS, list_parts, occlude_center, score
-from mim_jax.training.loggers import replace_file
-
-PARTS = 'parts.json'
 
 
 def robustness(
@@ -30,13 +26,15 @@ def robustness(
     dir: str = '',
     source: str = 'tfds',
     hole: int = HOLE,
+    whole: bool = True,
     head: str = '',
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """'<set>/<metric>' in percent, as evals/robustness defines them, and '<set>/images'; beside them what is special to a set.
 
     sets: names of robustness.SETS; source, dir: tfds or folder, and where, see robust_images; hole: side in pixels of the
-    square of center_occlusion; head: see evals/classifiers. Every set is looked for before an image is read: DataError.
-    Raises Refused for a classifier that does not have the 1000 classes of ImageNet.
+    square of center_occlusion; whole: a set must have as many images as were published; head: see evals/classifiers.
+    Every set is looked for before an image is read: DataError. Raises Refused for a classifier that does not have the
+    1000 classes of ImageNet.
     """
     if network.classes != 1000:
         raise Refused(
@@ -46,16 +44,10 @@ def robustness(
     if 'center_occlusion' in sets:
         occlude_center(np.ones((1, side, side, 1), np.float32), hole)
     found: dict[str, float] = {}
-    for name, parts in open_sets(sets, Place(source, dir, task.config.data)).items():
+    for name, parts in open_sets(sets, Place(source, dir, whole, task.config.data)).items():
         reader = Reader(network, name, hole, head)
-        if len(parts) > 1:
-            origin = {'run': str(network.run), 'step': network.step, 'source': source, 'dir': dir, 'head': head}
-            values = measure_corruptions(reader, parts, task.workdir / PARTS, origin)
-        else:
-            values = reader(parts[0]())
-        whole = SETS[name].images * len(parts)
-        if whole and SETS[name].rule != 'ood' and values['images'] != whole:
-            task.report(f'{name} has {values["images"]:,} images here, and {whole:,} in whole.')
+        several = len(parts) > 1
+        values = measure_corruptions(reader, parts) if several else task.ledger.measure(name, partial(reader, parts[0]))
         task.report('  '.join(f'{name}/{metric} {value:.2f}' for metric, value in values.items()))
         found |= {f'{name}/{metric}': value for metric, value in values.items()}
     return found, {name: SETS[name].note for name in sets if SETS[name].note}
@@ -63,23 +55,26 @@ def robustness(
 
 @dataclass(frozen=True)
 class Reader:
-    """One set by one classifier: the sources of a part -> its metrics, and 'images'."""
+    """One set by one classifier: what opens a part -> its metrics, and 'images'; logits, labels and places of all."""
 
     network: Network
     name: str
     hole: int
     head: str
 
-    def __call__(self, images: Sequence[Images]) -> dict[str, float]:
+    def __call__(self, open_images: Callable[[], Sequence[Images]]) -> Counted:
         spec, network = SETS[self.name], self.network
         crop = SetCrop(spec.transform, network.recipe.config.image_size)
-        logits, labels = [], []
-        for kind in images:
+        outputs, labels, places = [], [], []
+        for kind in open_images():
             found, rows = network.logits(kind.source, self.head, crop, predict=self.predict)
-            logits.append(found)
+            outputs.append(found)
             labels += [*kind.label(rows)]
-        values = score(spec, np.concatenate(logits), labels if spec.rule == 'valid' else np.array(labels))
-        return {**values, 'images': len(labels)}
+            places.append(rows['index'])
+        logits, several = np.concatenate(outputs), spec.rule == 'valid'
+        values = score(spec, logits, labels if several else np.array(labels))
+        label = pad_lists(labels) if several else np.array(labels)
+        return {**values, 'images': len(labels)}, {'logits': logits, 'label': label, 'index': np.concatenate(places)}
 
     @cached_property
     def predict(self) -> Callable:
@@ -97,27 +92,27 @@ class Reader:
         return self.network.compile(occlude)
 
 
-def measure_corruptions(
-    reader: Reader, parts: Sequence[Callable[[], list[Images]]], done: Path, origin: Mapping[str, Any]
-) -> dict[str, float]:
-    """mCE over the 75 parts of ImageNet-C. Their errors are kept in the file `done`, from which an interrupted test goes on.
+def pad_lists(lists: Sequence[Sequence[int]]) -> np.ndarray:
+    """Lists of labels -> i64[n, the longest], filled up with -1."""
+    padded = np.full((len(lists), max(map(len, lists))), -1)
+    for row, labels in zip(padded, lists, strict=True):
+        row[: len(labels)] = labels
+    return padded
 
-    origin: what the file must be of; it goes when all parts are done.
-    """
-    saved = json.loads(done.read_text()) if done.exists() else {}
-    errors: dict[str, list[float]] = saved['errors'] if saved.get('origin') == origin else {}
+
+def measure_corruptions(reader: Reader, parts: Sequence[Callable[[], list[Images]]]) -> dict[str, float]:
+    """mCE over the 75 parts of ImageNet-C, and 'images' of all."""
+    task, by_corruption, images = reader.network.task, {}, 0
+
+    def count(title: str, number: int, open_images: Callable[[], list[Images]]) -> Counted:
+        values, arrays = reader(open_images)
+        task.report(f'{title}: {100.0 - values["top1"]:.2f} % errors ({number} of {len(parts)})')
+        return values, arrays
+
     for number, (part, open_images) in enumerate(zip(list_parts(SETS[reader.name]), parts, strict=True), 1):
-        title = f'{part["corruption"]} {part["severity"]}'
-        if title not in errors:
-            values = reader(open_images())
-            errors[title] = [100.0 - values['top1'], values['images']]
-            replace_file(done, json.dumps({'origin': origin, 'errors': errors}))
-            reader.network.task.report(
-                f'{reader.name} {title}: {errors[title][0]:.2f} % errors ({number} of {len(parts)})'
-            )
-    by_corruption: dict[str, dict[int, float]] = {}
-    for title, (error, _) in errors.items():
-        corruption, severity = title.split()
-        by_corruption.setdefault(corruption, {})[int(severity)] = error
-    done.unlink()
-    return {**mean_corruption_error(by_corruption), 'images': sum(count for _, count in errors.values())}
+        corruption, severity = part['corruption'], part['severity']
+        title = f'{reader.name} {corruption} {severity}'
+        values = task.ledger.measure(title, partial(count, title, number, open_images))
+        by_corruption.setdefault(corruption, {})[severity] = 100.0 - values['top1']
+        images += values['images']
+    return {**mean_corruption_error(by_corruption), 'images': images}

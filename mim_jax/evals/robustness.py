@@ -33,6 +33,7 @@ from mim_jax.evals.metrics import (
 
 CLASSES = Path(__file__).with_name('classes')
 HOLE = 112
+RELATED = 10_000  # validation images of the 200 classes that ImageNet-O's are mistaken for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RobustnessSet:
     at 224; 'center_cut_border': `cut_border` first; 'center_occluded': 'center', then `occlude_center` after normalisation.
     folders: what a folder's name says: 'synset' (n01440764), 'index' ('0' to '999'), or a name in a class file.
     rule: 'top1' | 'restricted' | 'valid' | 'sets' | 'ood', see `score`. `classes` names the class file that it needs.
-    tfds and folder may hold {corruption} and {severity}, see `list_parts`. images: of one part; 0 where it is not known.
+    tfds and folder may hold {corruption} and {severity}, see `list_parts`. images: of one part, SI-Score's by TFDS's catalogue.
     """
 
     rule: str
@@ -59,10 +60,10 @@ class RobustnessSet:
     note: str = ''
 
 
-def siscore(variant: str) -> RobustnessSet:
+def siscore(variant: str, images: int) -> RobustnessSet:
     note = 'the released list gives one ImageNet class per folder; plain accuracy over images, not mean over groups'
     home = 'https://github.com/google-research/si-score'
-    return RobustnessSet('top1', 0, home, f'siscore/{variant}', folders='siscore', classes='siscore', note=note)
+    return RobustnessSet('top1', images, home, f'siscore/{variant}', folders='siscore', classes='siscore', note=note)
 
 
 SETS = {
@@ -116,7 +117,7 @@ SETS = {
     ),
     'objectnet': RobustnessSet(
         'sets',
-        18_574,  # with one of the 113 classes, of 50,273; from memory, not from a file
+        18_574,  # with one of the 113 classes, of 50,273; from memory, so robustness.whole may have to be False
         'https://objectnet.dev',
         folder='images/<folder>/*',
         folders='objectnet',
@@ -124,9 +125,9 @@ SETS = {
         classes='objectnet',
         note='its licence forbids training or tuning on it',
     ),
-    'siscore_size': siscore('size'),
-    'siscore_location': siscore('location'),
-    'siscore_rotation': siscore('rotation'),
+    'siscore_size': siscore('size', 92_884),
+    'siscore_location': siscore('location', 541_548),
+    'siscore_rotation': siscore('rotation', 39_540),
     'center_occlusion': RobustnessSet(
         'top1',
         50_000,

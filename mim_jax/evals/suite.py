@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mim_jax.errors import ConfigError, DataError, UserError
-from mim_jax.training.loggers import replace_file
+from mim_jax.errors import ConfigError, DataError, HostLost, UserError
+from mim_jax.parallel.agreement import barrier, together
+from mim_jax.paths import replace_file
 
 RESULTS, TABLE = 'results.json', 'results.md'
 
@@ -109,7 +110,9 @@ def run_suite(
             try:
                 if tested and not (tested / RESULTS).exists():
                     raise DataError(f'there is no run of {row.of}')
-                status, results = run(row, overrides, folder / name, tested)
+                status, results = together('a row', lambda one=(row, overrides, folder / name, tested): run(*one))
+            except HostLost:
+                raise
             except UserError as error:
                 reason = str(error)
                 report(f'{row.name} is left out: {reason}')
@@ -154,6 +157,7 @@ def write_table(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         result, runs = describe_result(line), len(line.get('values', ()))
         table.append(f'| {line["name"]} | {line["metric"]} | {result} | {runs} | {line["paper"]} |')
     replace_file(folder / TABLE, '\n'.join(table) + '\n')
+    barrier('table')
 
 
 def describe_result(line: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,17 +15,20 @@ from mim_jax.data.loader import eval_batches
 from mim_jax.data.sources import Source
 from mim_jax.errors import ConfigError, DataError
 from mim_jax.evals.accuracy import accuracy_watcher
-from mim_jax.evals.features import eval_batch, extract_features
-from mim_jax.evals.knn import knn_accuracy
+from mim_jax.evals.features import extract_features, read_split
+from mim_jax.evals.knn import knn_percents, summarise_percents
 from mim_jax.evals.reconstruct import reconstruction_grid
 from mim_jax.evals.ridge import few_shot, ridge_accuracy
+from mim_jax.evals.subject import make_encode
 from mim_jax.forward import Forward, Surroundings
 from mim_jax.networks import Networks, named_key
+from mim_jax.parallel.agreement import together
+from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.mesh import replicated
 from mim_jax.recipe import Recipe
 from mim_jax.training.charts import draw_charts
 from mim_jax.training.curves import draw_curves
-from mim_jax.training.loggers import read_events
+from mim_jax.training.journal import read_events
 from mim_jax.training.loop import Session, Watcher, period_of
 from mim_jax.training.state import TrainState
 
@@ -45,46 +49,24 @@ def make_watchers(session: Session, train: Source, test: Source | None) -> list[
     return watchers
 
 
-def make_encode(recipe: Recipe, pool: str) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
-    """(encoder parameters, images u8[B,S,S,3]) -> f32[B,D]: whole images through encoder and final norm.
-
-    pool 'mean': mean of the patch tokens, CLS excluded; 'cls': the CLS token.
-    """
-    mean, std = jnp.asarray(recipe.mean, jnp.float32), jnp.asarray(recipe.std, jnp.float32)
-
-    def encode(params: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        pixels = (images.astype(jnp.float32) / 255.0 - mean) / std
-        tokens = recipe.encoder.apply(
-            {'params': params}, pixels, method=lambda encoder, x: encoder.finish(encoder.levels(x, None).last)
-        )
-        return (
-            tokens.prefix[:, 0].astype(jnp.float32)
-            if pool == 'cls'
-            else tokens.patches.astype(jnp.float32).mean(axis=1)
-        )
-
-    return encode
-
-
 def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[TrainState, int], dict[str, float]]:
     """Quick probes of the frozen encoder: k-NN, ridge, few-shot ridge; keys 'probe/<name>', in percent."""
     config, probe = session.config, session.config.probe
     encode = jax.jit(make_encode(session.recipe, probe.pool), out_shardings=replicated(session.mesh))
     crop = Crop('center', config.image_size, config.data.interpolation)
-    batch = eval_batch(session.mesh)
 
     def look(state: TrainState, step: int) -> dict[str, float]:
         del step
         params = state.params['encoder']
 
         def features(source: Source, limit: int) -> tuple[np.ndarray, np.ndarray]:
-            batches = read(source, crop, batch, limit, config)
+            batches = read_split(source, crop, session.mesh, config, limit)
             return extract_features(lambda images: encode(params, images), batches, session.mesh)
 
         bank, queries = features(train, probe.train_images), features(test, probe.test_images)
         classes, found = train.num_classes, {}
         if probe.knn:
-            found |= knn_accuracy(*bank, *queries, classes)
+            found |= summarise_percents(knn_percents(*bank, *queries, classes))
         if probe.ridge:
             found |= ridge_accuracy(*bank, *queries, classes)
         if probe.few_shot:
@@ -92,11 +74,6 @@ def probe_watcher(session: Session, train: Source, test: Source) -> Callable[[Tr
         return {f'probe/{name}': value for name, value in found.items()}
 
     return look
-
-
-def read(source: Source, crop: Crop, batch: int, limit: int, config: Any) -> Iterator[dict[str, np.ndarray]]:
-    """Evaluation batches with the run's own reading settings."""
-    return eval_batches(source, crop, batch, limit, config.seed, config.data.threads, config.data.on_bad_image)
 
 
 def check_probes(config: Any, train: Source, test: Source) -> None:
@@ -122,10 +99,12 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
         session.report(f'{recipe.name} predicts no pixels, so pictures.every_epochs draws curves only.')
     count = config.pictures.count
     crop = Crop('center', config.image_size, config.data.interpolation)
-    shown = next(iter(read(test, crop, count, count, config)))
+    data = config.data
+    reading = eval_batches(test, crop, count, count, config.seed, data.threads, data.on_bad_image)
+    shown = together('the pictures', lambda: next(reading))  # every host reads them all: they are few
     images = shown['image'][shown['weight'] > 0]
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=replicated(session.mesh))
     def predict(state: TrainState, frozen: Any, images: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
         key = named_key(state.root_key, 'pictures')
         around = Surroundings(
@@ -143,6 +122,8 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
 
     def look(state: TrainState, step: int) -> dict[str, float]:
         drawn = jax.device_get(predict(state, session.frozen, images))
+        if not is_first():
+            return {}
         for name, (prediction, masked, target) in drawn.items():
             reconstruction_grid(
                 images / 255.0,
@@ -164,6 +145,7 @@ def picture_watcher(session: Session, test: Source) -> Callable[[TrainState, int
 
 def draw_run_curves(session: Session) -> None:
     """pictures/curves.png, and a picture per chart of the recipe, from the journal."""
+    session.loggers.flush()
     events, recipe = read_events(session.loggers.journal.path), session.recipe
     draw_curves(events, session.workdir.picture('curves'), recipe.name)
     draw_charts(events, recipe.charts, session.workdir.picture, recipe.name)

@@ -11,10 +11,11 @@ import numpy as np
 
 from mim_jax.interop.blocks import stack_blocks, unstack_blocks, unstack_shapes
 from mim_jax.networks import prune_tree
+from mim_jax.parallel.hosts import place
 from mim_jax.parallel.rules import flatten_with_paths
+from mim_jax.paths import replace_file
 from mim_jax.training.assemble import Program
 from mim_jax.training.checkpoint import Checkpoints
-from mim_jax.training.loggers import replace_file
 from mim_jax.training.state import to_tree
 from mim_jax.training.workdir import IMPORTED, Workdir
 from mim_jax.weights.layout import Arrays
@@ -59,5 +60,5 @@ def replace_leaves(tree: Any, arrays: Arrays) -> Any:
     leaves = dict(flatten_with_paths(tree))
     known = unstack_blocks(leaves) | arrays
     stacked = stack_blocks(known, leaves)
-    placed = [jax.device_put(np.asarray(stacked[path], leaf.dtype), leaf.sharding) for path, leaf in leaves.items()]
+    placed = [place(np.asarray(stacked[path], leaf.dtype), leaf.sharding) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(tree), placed)

@@ -1,4 +1,4 @@
-"""Classifiers on an encoder: which one a recipe has, its names in timm and in released fine-tuned files, its logits.
+"""Classifiers on an encoder: which one a recipe has, and its names in timm and in released fine-tuned files.
 
 facebookresearch/mae stores a fine-tuned network (models_vit.py, global_pool=True) under timm's names: the mean of the patch
 tokens is normed by `fc_norm`, in the place of `norm`, and read by `head`. Alpha-VL/ConvMAE does the same.
@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
-from mim_jax.methods.linear_probe import frozen_encoder
 from mim_jax.models.neck import Last
 from mim_jax.recipe import Recipe
 from mim_jax.weights.layout import Layout, linear, norm
@@ -78,27 +73,3 @@ def class_layout(plain: Layout, part: Part) -> Layout:
         constants={name: compute for name, compute in plain.constants.items() if 'decoder' not in name},
         ignored={pattern: why for pattern, why in plain.ignored.items() if 'head' not in pattern},
     )
-
-
-def class_logits(recipe: Recipe, part: Part, arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
-    """f32[B,K]: the classifier on whole images f32[B,S,S,3], from unstacked {path: array}, in fp32."""
-    encoder, head = frozen_encoder(recipe).clone(dtype=jnp.float32), recipe.module(part.role)
-    params = {role: nest_under(arrays, f'{role}/') for role in ('encoder', part.role)}
-
-    def run(params: Any, images: jax.Array) -> jax.Array:
-        def pool(module: Any, x: jax.Array) -> jax.Array:
-            last = module.levels(x, None).last
-            return last.patches.mean(axis=1) if part.pool == 'mean' else module.finish(last).prefix[:, 0]
-
-        return head.apply(
-            {'params': params[part.role]}, encoder.apply({'params': params['encoder']}, images, method=pool)
-        )
-
-    with jax.default_matmul_precision('highest'):
-        return np.asarray(jax.jit(run)(params, images))
-
-
-def nest_under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """The parameters of one role from {path: array}."""
-    own = {path.removeprefix(prefix): array for path, array in arrays.items() if path.startswith(prefix)}
-    return traverse_util.unflatten_dict(own, sep='/')

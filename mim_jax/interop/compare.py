@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import traverse_util
 
 from mim_jax.data.augment import Crop
 from mim_jax.data.images import decode
 from mim_jax.data.sources import open_source
 from mim_jax.errors import DataError
-from mim_jax.interop.classifier import class_logits, ends_without_norm, find_classifier, nest_under
+from mim_jax.interop.classifier import Part, ends_without_norm, explain_unused, find_classifier
 from mim_jax.interop.formats import Format, find_timm_format
 from mim_jax.interop.hf import hf_config, hf_features
 from mim_jax.interop.mae import VITMAES
@@ -56,6 +57,15 @@ def network_outputs(recipe: Recipe, arrays: Mapping[str, np.ndarray], images: np
     return encoder_features(recipe, arrays, images)
 
 
+def class_logits(recipe: Recipe, part: Part, arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+    """f32[B,K]: the classifier on whole images f32[B,S,S,3], from unstacked {path: array}, in fp32."""
+    used = {path: array for path, array in arrays.items() if not explain_unused(recipe, path)}
+    tokens, head = encoder_features(recipe, used, images), recipe.module(part.role)
+    pooled = tokens[:, int(recipe.encoder.cls) :].mean(axis=1) if part.pool == 'mean' else tokens[:, 0]
+    with jax.default_matmul_precision('highest'):
+        return np.asarray(head.apply({'params': nest_under(arrays, f'{part.role}/')}, pooled))
+
+
 def encoder_features(recipe: Recipe, arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     """f32[B,C+N,D]: whole images f32[B,S,S,3] through encoder and final norm, from unstacked {path: array}, in fp32.
 
@@ -73,6 +83,12 @@ def encoder_features(recipe: Recipe, arrays: Mapping[str, np.ndarray], images: n
 
     with jax.default_matmul_precision('highest'):
         return np.asarray(jax.jit(run)(params, images))
+
+
+def nest_under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """The parameters of one role from {path: array}."""
+    own = {path.removeprefix(prefix): array for path, array in arrays.items() if path.startswith(prefix)}
+    return traverse_util.unflatten_dict(own, sep='/')
 
 
 def describe_difference(found: np.ndarray, expected: np.ndarray) -> str:

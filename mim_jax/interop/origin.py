@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ import numpy as np
 
 from mim_jax.errors import Refused, WorkdirError
 from mim_jax.interop.begin import save_first, wanted_arrays
+from mim_jax.interop.classifier import explain_unused
 from mim_jax.interop.formats import POSITIONS
 from mim_jax.interop.resize import resize_relative_bias, square_relative_grid
 from mim_jax.interop.runs import choose_arrays, read_run_config
 from mim_jax.interop.transfer import TABLE
+from mim_jax.parallel.agreement import exchange, together
+from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.mesh import make_mesh
 from mim_jax.tokens import sincos_positions
 from mim_jax.training.assemble import make_program, open_run
@@ -26,8 +29,6 @@ from mim_jax.weights.encoders import save_encoder
 from mim_jax.weights.files import digest_file, read_metadata, read_weights
 from mim_jax.weights.layout import Arrays
 from mim_jax.weights.resize import resize_positions, square_grid
-
-FINAL_NORM = 'encoder/norm/'
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,13 @@ class Origin:
         Raises WorkdirError, CheckpointError, Refused.
         """
         file = self.folder / f'encoder_step_{self.step}{f"_{self.teacher}" if self.teacher else ""}.safetensors'
-        if not file.exists() or read_metadata(file).get('checkpoint') != self.digest:
-            # One entry: of several the writer's order is not fixed, and with it neither is the file's checksum.
-            save_encoder(file, self._read_encoder(), {'checkpoint': self.digest})
+
+        def write() -> None:
+            if is_first() and (not file.exists() or read_metadata(file).get('checkpoint') != self.digest):
+                # One entry: of several the writer's order is not fixed, and with it neither is the file's checksum.
+                save_encoder(file, self._read_encoder(), {'checkpoint': self.digest})
+
+        together('the file of the encoder', write)
         return file
 
     def _read_encoder(self) -> Arrays:
@@ -87,7 +92,12 @@ class Origin:
 
 def read_origin(run: Path, step: int | None = None, teacher: str | None = None) -> Origin:
     """A run's newest checkpoint, or that of `step`. Raises WorkdirError, CheckpointError."""
-    return Origin(run, read_run_config(run), find_step(str(run / CHECKPOINTS), step), teacher)
+
+    def find() -> Origin:
+        return Origin(run, read_run_config(run), find_step(str(run / CHECKPOINTS), step), teacher)
+
+    origin = together('the run', find)
+    return replace(origin, step=exchange('step', origin.step)[0])  # a run that goes on may have a newer one by now
 
 
 def begin_from(origin: Origin, config: Any, workdir: Workdir) -> None:
@@ -98,15 +108,14 @@ def begin_from(origin: Origin, config: Any, workdir: Workdir) -> None:
     """
     mine = {'checkpoint': origin.digest, 'teacher': origin.teacher, 'weights': str(origin.weights)}
     with contextlib.closing(Checkpoints(str(workdir.checkpoints))) as begun:  # removes what a killed save has left
-        if begun.steps():
+        if begun.agreed_steps():
             check_begun_with(workdir.path, mine)
             return
     recipe, _ = open_run(config)
-    program = make_program(recipe, make_mesh(config.mesh.data, config.mesh.fsdp))
+    program = make_program(recipe, make_mesh(**config.mesh))
     wanted = {path: leaf.shape for path, leaf in wanted_arrays(program, 'encoder').items()}
-    arrays = dict(read_weights(origin.weights).arrays)
-    if not any(path.startswith(FINAL_NORM) for path in wanted):  # a classifier with a norm of its own
-        arrays = {path: array for path, array in arrays.items() if not path.startswith(FINAL_NORM)}
+    encoder = read_weights(origin.weights).arrays
+    arrays = {path: array for path, array in encoder.items() if not explain_unused(recipe, path)}
     if POSITIONS in wanted and POSITIONS not in arrays:
         side = origin.config.image_size // origin.config.encoder.patch_size
         arrays[POSITIONS] = sincos_positions(side, side, wanted[POSITIONS][-1])[None]

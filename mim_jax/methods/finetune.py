@@ -30,7 +30,7 @@ from mim_jax.methods.supervised import count_classes
 from mim_jax.mixing import draw_mix, erase, mix_images, mix_labels
 from mim_jax.models.layers import layer_norm
 from mim_jax.models.neck import Last
-from mim_jax.objectives.classify import soft_cross_entropy
+from mim_jax.objectives.classify import cross_entropy, soft_cross_entropy
 from mim_jax.recipe import EMA, Objective, Recipe, View
 from mim_jax.teachers import constant_momentum
 
@@ -89,14 +89,11 @@ def finetune(
         return mix_images(pixels, read_mix(batch_key(keys))) if mixup or cutmix else pixels
 
     def loss(forward: Forward) -> dict[str, jax.Array]:
-        targets = smooth(forward.labels)
-        if mixup or cutmix:
-            mix = read_mix(batch_key(forward.keys('photometric', 'main')))  # what the images were mixed by
-            targets = mix_labels(forward.labels, mix, classes, label_smoothing)
-        return {'': soft_cross_entropy(read_logits(forward), targets)}
-
-    def smooth(labels: jax.Array) -> jax.Array:
-        return (1 - label_smoothing) * jax.nn.one_hot(labels, classes) + label_smoothing / classes
+        logits, labels = read_logits(forward), forward.labels
+        if not (mixup or cutmix):
+            return {'': cross_entropy(logits, labels, label_smoothing)}
+        mix = read_mix(batch_key(forward.keys('photometric', 'main')))  # what the images were mixed by
+        return {'': soft_cross_entropy(logits, mix_labels(labels, mix, classes, label_smoothing))}
 
     def read_logits(forward: Forward) -> jax.Array:
         pooled = forward.latent().prefix[:, 0] if pool == 'cls' else mean_of_patches(forward)

@@ -15,7 +15,6 @@ Where we differ from that code:
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -30,6 +29,7 @@ from mim_jax.models.batch_norm import BatchNorm
 from mim_jax.models.layers import layer_norm
 from mim_jax.models.neck import Last
 from mim_jax.objectives.classify import accuracy, cross_entropy
+from mim_jax.paths import open_path
 from mim_jax.recipe import Frozen, Objective, Recipe, View
 from mim_jax.weights.encoders import load_encoder
 from mim_jax.weights.files import digest_file
@@ -63,7 +63,7 @@ def linear_probe(
     check_bn_images('linear_probe', bn_images, recipe.config)
     classes = count_classes(classes, recipe.config, 'linear_probe')
     encoder = frozen_encoder(recipe)
-    file = Path(weights)
+    file = open_path(weights)
     names = [f'linear_{i:02d}' for i in range(len(rates))]
     start = nn.initializers.normal(0.01)
 
@@ -158,7 +158,7 @@ def check_reading(recipe: Recipe, layer: int, pool: str, norm: str) -> None:
 
 
 def _check(weights: str, rates: tuple) -> None:
-    if not Path(weights).is_file():
+    if not open_path(weights).is_file():
         raise Refused(
             f'linear_probe.weights={weights!r} is no file. Run python -m mim_jax.evaluate --checkpoint RUN --config '
             'configs/eval/linear_probe.py, which writes it.'

@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from mim_jax.mixing import smooth_labels
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
     """f[B,K], i32[B] -> f32[]: cross-entropy to 1 - s on the label plus s / K on every class, mean over the batch.
@@ -11,9 +13,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax
     s: `smoothing`. Source: torch.nn.CrossEntropyLoss(label_smoothing=s); timm's LabelSmoothingCrossEntropy, DeiT's, is equal.
     """
     chex.assert_rank([logits, labels], [2, 1])
-    classes = logits.shape[-1]
-    targets = (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes
-    return soft_cross_entropy(logits, targets)
+    return soft_cross_entropy(logits, smooth_labels(labels, logits.shape[-1], smoothing))
 
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -18,9 +18,10 @@ from mim_jax.data.loader import Loader
 from mim_jax.data.rand_augment import parse_rand_augment
 from mim_jax.data.sources import Source
 from mim_jax.data.subsets import open_training
-from mim_jax.errors import ConfigError
 from mim_jax.forward import create_parameters
 from mim_jax.methods import build
+from mim_jax.parallel.agreement import together
+from mim_jax.parallel.hosts import are_several, local_rows, place
 from mim_jax.parallel.rules import shardings
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import load_frozen
@@ -30,22 +31,24 @@ from mim_jax.training.step import jit_train_step, make_train_step
 
 
 def open_run(config: Any) -> tuple[Recipe, Source]:
-    """The recipe and its training images. Raises ConfigError, DataError or Refused before any device is used."""
-    if jax.process_count() > 1:
-        raise ConfigError('Runs over several hosts are not supported yet; start one process.')
-    source = open_training(config.data)
-    check_devices(config, jax.device_count(), jax.process_count(), len(source))
+    """The recipe and its training images. Raises ConfigError, DataError or Refused before any device is used.
+
+    What one host cannot open, none can.
+    """
+    source = together('the dataset', lambda: open_training(config.data))
+    check_devices(config, jax.device_count(), len(source))
     return build(config, len(source), source.num_classes), source
 
 
 def assemble(config: Any) -> tuple[Recipe, Source]:
     """The recipe and its training images, in memory where the config says so. Raises as `open_run`."""
     recipe, source = open_run(config)
-    return recipe, cache_source(source, config.data.cache, config.data.threads)
+    cached = together('the cache', lambda: cache_source(source, config.data.cache, config.data.threads))
+    return recipe, cached
 
 
-def make_loader(recipe: Recipe, source: Source) -> Loader:
-    """This host's share of every global batch; each crop of the recipe has its own random stream."""
+def make_loader(recipe: Recipe, source: Source, mesh: Mesh) -> Loader:
+    """This host's rows of every global batch; each crop of the recipe has its own random stream."""
     config, data = recipe.config, recipe.config.data
     crop = Crop(
         *(
@@ -64,8 +67,7 @@ def make_loader(recipe: Recipe, source: Source) -> Loader:
         dict.fromkeys(recipe.crops, crop),
         config.batch_size,
         config.seed,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        rows=local_rows(mesh, config.batch_size),
         threads=data.threads,
         workers=data.workers,
         on_bad_image=data.on_bad_image,
@@ -77,7 +79,8 @@ class Program:
     """The train step of a recipe on a mesh, not yet compiled, and the state it needs, not yet allocated.
 
     abstract: the state's shapes, dtypes and shardings; frozen: fixed teachers' parameters, placed; step: (state, frozen,
-    {crop: u8[B,S,S,3], and 'label': i32[B] where labels are read}) -> (state, logs), jitted, its state donated.
+    {crop: u8[B,S,S,3], and 'label': i32[B] where labels are read}) -> (state, logs), jitted, its state donated; with
+    several hosts it is also given what they ask of each other (requests.py).
     """
 
     recipe: Recipe
@@ -133,8 +136,9 @@ def make_program(recipe: Recipe, mesh: Mesh) -> Program:
     rate_at = make_schedule(config)
     optimizer = make_optimizer(optim, rate_at, recipe.decay, recipe.rate)
     abstract = abstract_state(recipe, optimizer, mesh)
-    frozen = load_frozen(recipe)
-    frozen = jax.device_put(frozen, shardings(frozen, mesh, whole=False))
+    frozen = together('the frozen teachers', lambda: load_frozen(recipe))
+    frozen = place(frozen, shardings(frozen, mesh, whole=False))
     placement = state_shardings(abstract).params
     step = make_train_step(recipe, optimizer, rate_at, config.accumulate, placement)
-    return Program(recipe, mesh, optimizer, abstract, frozen, jit_train_step(step, abstract, frozen, mesh))
+    jitted = jit_train_step(step, abstract, frozen, mesh, requests=are_several())
+    return Program(recipe, mesh, optimizer, abstract, frozen, jitted)

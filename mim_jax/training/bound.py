@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mim_jax.errors import WorkdirError
 from mim_jax.training.workdir import IMPORTED
@@ -16,6 +17,12 @@ def check_random_start(workdir: Path) -> None:
             f'{workdir} began with imported weights, and has no readable checkpoint any more. Give the command that imported '
             'them again (for mim_jax.evaluate: the same one), or use another --workdir.'
         )
+
+
+def check_bound(workdir: Path, step: int, extra: Mapping[str, Any], dataset: str, digests: Mapping[str, str]) -> None:
+    """What the checkpoint of a step says of dataset and frozen teachers is what they are now. Raises WorkdirError."""
+    check_dataset(workdir, step, extra['dataset'], dataset)
+    check_teachers(workdir, step, extra.get('frozen', digests), digests)
 
 
 def check_dataset(workdir: Path, step: int, before: str | None, now: str) -> None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mim_jax.recipe import Chart
-from mim_jax.training.curves import Event, list_keys, plot_series, select_series
+from mim_jax.training.curves import Event, list_keys, plot_series, save_picture, select_series
 
 MOMENTS = 8  # lines of a chart over layers, at most: more cannot be told apart
 
@@ -66,7 +66,7 @@ def draw_chart(events: Sequence[Event], chart: Chart, path: str | Path, title: s
     axes.grid(alpha=0.3)
     figure.legend(loc='outside right upper', fontsize=8, ncols=1 + (len(axes.lines) > 20))
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path)
 
 
 def draw_charts(

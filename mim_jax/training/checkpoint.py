@@ -17,20 +17,25 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mim_jax.errors import CheckpointError
-from mim_jax.parallel.hosts import broadcast
+from mim_jax.parallel.agreement import barrier, exchange, together
+from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.rules import flatten_with_paths
+from mim_jax.paths import is_bucket, move_folder, open_path
 from mim_jax.training.faults import is_damage, is_out_of_space, root_cause
+from mim_jax.training.preservation import MILESTONE, NewestAndMilestones, mark_milestone
 from mim_jax.training.quiet import silence_orbax
-from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_seal, open_seal
+from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_seal, open_seal, share_damage
 from mim_jax.training.workdir import check_writable
 
 STEP_NAMES = ocp.path.step.standard_name_format()
-MILESTONE = 'milestone'  # an entry beside 'state' and 'seal': a checkpoint that has it is never deleted
+COMMITTED = 'commit_success.txt'  # in a bucket, what Orbax writes last and looks for first
 
 
 class Checkpoints:
     """The checkpoints of one run: asynchronous saves, of which the newest `keep` and every milestone are kept.
 
+    With several hosts all of them make the same calls: each writes and reads what its devices hold, none decides alone what
+    there is and what is damaged, and a checkpoint is complete when the last one has written its part.
     A tree is any pytree of arrays; its leaves are known by their path alone ('params/encoder/norm/scale').
     Uncommitted leftovers of a killed run are removed at the start. `report` gets one line per damaged checkpoint.
     Raises WorkdirError when `directory` cannot be written. A save that fails in the background raises CheckpointError
@@ -43,14 +48,15 @@ class Checkpoints:
         keep: int = 3,
         report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ):
-        self.directory = epath.Path(directory).absolute() if '://' not in str(directory) else epath.Path(directory)
+        place = open_path(directory)
+        self.directory = epath.Path(place if is_bucket(place) else place.absolute())
         self._report = report
         self._saving = None
         silence_orbax()
-        check_writable(self.directory, 'The checkpoint folder')
+        together('the checkpoint folder', lambda: check_writable(self.directory, 'The checkpoint folder'))
         options = ocp.CheckpointManagerOptions(
             step_name_format=STEP_NAMES,
-            preservation_policy=_NewestAndMilestones(self.directory, keep),
+            preservation_policy=NewestAndMilestones(self.directory, keep),
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -63,7 +69,7 @@ class Checkpoints:
         """
         self.wait()
         self._saving = step
-        if step in self.steps():
+        if step in self.agreed_steps():
             if milestone:
                 self._mark(step)
             return
@@ -81,14 +87,14 @@ class Checkpoints:
         """Returns when the last save is on disk."""
         with self._failures():
             self._manager.wait_until_finished()
-        self._saving = None
 
     def close(self) -> None:
         """Waits, and ends the threads that write."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with self._failures():  # a save that failed in a bucket does so twice
+                self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps that are completely written, ascending."""
@@ -106,7 +112,7 @@ class Checkpoints:
         """
         self.wait()
         damaged = {}
-        for step in reversed(self.steps()):
+        for step in reversed(self.agreed_steps()):
             try:
                 tree, extra = _read(self.directory / str(step), abstract_tree)
             except Damaged as damage:
@@ -123,25 +129,27 @@ class Checkpoints:
             )
         return None
 
+    def agreed_steps(self) -> list[int]:
+        """`steps` as the first host sees them: a shared file system may show the others an older state."""
+        return exchange('checkpoints', self.steps())[0]
+
     def _move_aside(self, steps: dict[int, str]) -> None:
-        for step in steps if jax.process_index() == 0 else ():
+        for step in steps if is_first() else ():
             number, target = 1, self.directory / f'damaged_{step}'
             while target.exists():
                 number += 1
                 target = self.directory / f'damaged_{step}_{number}'
-            (self.directory / str(step)).rename(target)
+            move_folder(self.directory / str(step), target, COMMITTED)
             self._report(f'Moved checkpoint {step} aside as {target}.')
         if steps:
-            broadcast(0)  # the other hosts look again only when the first one is done
+            barrier('moved aside')  # the other hosts look again only when the first one is done
             self._manager.reload()
 
     def _mark(self, step: int) -> None:
         with self._failures():
-            path = self.directory / str(step)
-            if jax.process_index() == 0 and not _is_milestone(path):
-                (path / MILESTONE).mkdir()
-                (path / MILESTONE / 'metadata').write_text('{}')
-        broadcast(0)  # no host decides what to keep before the mark is there
+            if is_first():
+                mark_milestone(self.directory / str(step))
+        barrier('marked')  # no host decides what to keep before the mark is there
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -149,12 +157,12 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            step, self._saving = self._saving, None
+            step = self._saving
             try:
                 self._manager.reload()
                 kept = self.latest()
                 intact = 'No earlier checkpoint exists' if kept is None else f'The checkpoint of step {kept} is intact'
-            except OSError as unseen:
+            except Exception as unseen:
                 intact = f'The earlier ones cannot be listed now ({root_cause(unseen)})'
             space = '; free disk space or quota there (or set checkpoint.keep lower) and run the same command again'
             raise CheckpointError(
@@ -163,22 +171,9 @@ class Checkpoints:
             ) from error
 
 
-class _NewestAndMilestones:
-    """Orbax's preservation policy: the newest `keep` steps, and those that are marked on disk."""
-
-    def __init__(self, directory: epath.Path, keep: int):
-        self.directory, self.keep = directory, keep
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Oldest first, the one being written last -> which of them to keep."""
-        del context
-        old = len(checkpoints) - self.keep
-        return [i >= old or _is_milestone(self.directory / str(saved.step)) for i, saved in enumerate(checkpoints)]
-
-
 def find_step(directory: str, step: int | None = None) -> int:
     """`step`, or that of the newest checkpoint. Raises CheckpointError where there is none."""
-    root = epath.Path(directory)
+    root = epath.Path(open_path(directory))
     steps = _steps(root) if root.is_dir() else []
     if not steps or step not in (None, *steps):
         raise CheckpointError(f'No checkpoint{"" if step is None else f" of step {step}"} in {root}; it has {steps}.')
@@ -187,7 +182,7 @@ def find_step(directory: str, step: int | None = None) -> int:
 
 def read_digest(directory: str, step: int) -> str:
     """What tells a checkpoint from every other: the digest of its seal, which lists all arrays. Raises CheckpointError."""
-    path = epath.Path(directory) / str(step)
+    path = epath.Path(open_path(directory)) / str(step)
     try:
         return json.loads((path / 'seal' / 'metadata').read_text())['sha256']
     except (OSError, ValueError, KeyError) as error:
@@ -205,7 +200,7 @@ def read_arrays(
     writes nothing, so it may run beside training. Raises CheckpointError.
     """
     silence_orbax()
-    step, root = find_step(directory, step), epath.Path(directory)
+    step, root = find_step(directory, step), epath.Path(open_path(directory))
     path = root / str(step)
     try:
         entries, extra = _read_seal(path)
@@ -228,31 +223,37 @@ def read_params(directory: str, step: int | None = None) -> tuple[dict, dict]:
 
 
 def _read(path: epath.Path, abstract_tree: Any) -> tuple[Any, dict]:
-    entries, extra = _read_seal(path)
     leaves = _by_path(abstract_tree)
-    check_same_model(path, entries, leaves)
     first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    arrays = _read_arrays(path, ocp.args.StandardRestore(_nest(leaves), fallback_sharding=first_device))
-    check_arrays(entries, arrays)
+
+    def read() -> tuple[dict, dict, dict]:
+        entries, extra = _read_seal(path)
+        check_same_model(path, entries, leaves)
+        args = ocp.args.StandardRestore(_nest(leaves), fallback_sharding=first_device)
+        return entries, extra, _read_arrays(path, args)
+
+    entries, extra, arrays = share_damage(read)
+    share_damage(lambda: check_arrays(entries, arrays))
     return jax.tree.unflatten(jax.tree.structure(abstract_tree), [arrays[name] for name in leaves]), extra
 
 
 def _read_seal(path: epath.Path) -> tuple[dict, dict]:
     try:
         text = (path / 'seal' / 'metadata').read_text()
-    except (OSError, UnicodeDecodeError) as error:
+    except Exception as error:
         raise _reading_failed(path, 'its list of arrays', error) from error
     return open_seal(text)
 
 
 def _read_arrays(path: epath.Path, args: ocp.args.CheckpointArgs) -> dict[str, Any]:
-    # A fresh reader each time: one that has read in one way refuses another.
+    # A fresh reader each time: one that has read in one way refuses another. Not in an ocp.Checkpointer, which waits for
+    # all hosts in the end, and for ever when one of them could not read.
     handlers = {
         ocp.args.StandardRestore: ocp.StandardCheckpointHandler,
         ocp.args.PyTreeRestore: ocp.PyTreeCheckpointHandler,
     }
     try:
-        with contextlib.closing(ocp.Checkpointer(handlers[type(args)]())) as reader:
+        with contextlib.closing(handlers[type(args)]()) as reader:
             return dict(flatten_with_paths(reader.restore(path / 'state', args=args)))
     except Exception as error:
         raise _reading_failed(path, 'its arrays', error) from error
@@ -286,11 +287,6 @@ def _nest(leaves: dict[str, Any]) -> dict:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
-
-
-def _is_milestone(path: epath.Path) -> bool:
-    # Listed, because exists() takes a folder that cannot be read now for one without a mark.
-    return any(entry.name == MILESTONE for entry in path.iterdir())
 
 
 def _steps(directory: epath.Path) -> list[int]:

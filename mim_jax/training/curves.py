@@ -1,5 +1,6 @@
 """The run's curves as one picture: loss and its terms, learning rate, probes beside the untrained encoder's."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,16 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # Figure without pyplot: the Agg canvas, no display and no global state
 
+from mim_jax.paths import replace_file
+
 Event = dict[str, Any]
+
+
+def save_picture(figure: Figure, path: str | Path) -> None:
+    """Write a PNG, whole or not at all."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format='png', dpi=120)
+    replace_file(path, drawn.getvalue())
 
 
 def select_series(events: Sequence[Event], key: str) -> tuple[list[int], list[float]]:
@@ -59,7 +69,7 @@ def draw_probes(axes: Axes, events: Sequence[Event]) -> None:
 
 
 def draw_curves(events: Sequence[Event], path: str | Path, title: str = 'Training curves') -> None:
-    """Write a PNG of the journal's events (`loggers.read_events`). Panels with nothing to show are left out."""
+    """Write a PNG of the journal's events (`journal.read_events`). Panels with nothing to show are left out."""
     panels = [
         ('loss/total', draw_losses, 3.0),
         ('lr', draw_learning_rate, 1.0),
@@ -76,4 +86,4 @@ def draw_curves(events: Sequence[Event], path: str | Path, title: str = 'Trainin
         rows[0].text(0.5, 0.5, 'nothing was logged yet', ha='center', transform=rows[0].transAxes)
     rows[-1].set_xlabel('optimizer step')
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path)

@@ -6,10 +6,14 @@ same fingerprint on every mesh, backend and host count. The mixing is a bijectio
 change of any one element always changes the fingerprint, other changes go unseen with probability 2**-64.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 SEEDS = (0x9E3779B9, 0x85EBCA77)
 
@@ -17,8 +21,19 @@ SEEDS = (0x9E3779B9, 0x85EBCA77)
 def fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, str]:
     """{path: array} -> {path: 16 hexadecimal digits}. One small program is compiled per distinct shape."""
     # One at a time: many programs with collectives in flight at once starve each other of threads on several CPU devices.
-    sums = {path: jax.device_get(fingerprint(array)) for path, array in arrays.items()}
+    sums = {path: jax.device_get(compile_for(array)(array)) for path, array in arrays.items()}
     return {path: f'{first:08x}{second:08x}' for path, (first, second) in sums.items()}
+
+
+def compile_for(array: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """`fingerprint`, its result on every device that holds a part, so that each host can read it."""
+    sharding = getattr(array, 'sharding', None)
+    return _compile_on(sharding.mesh) if isinstance(sharding, NamedSharding) else fingerprint
+
+
+@functools.cache
+def _compile_on(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(fingerprint, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 @jax.jit

@@ -1,129 +1,61 @@
-"""What a run says about itself: a journal of events, TensorBoard, W&B, a progress line, a parameter table, a summary.
+"""What a run says about itself: TensorBoard and W&B, copies of the journal; a progress line, a parameter table."""
 
-The journal, `metrics.jsonl`, is the record: one JSON object per event, always written. TensorBoard and W&B are copies.
-JSON has no NaN, so a value that is not finite is written as the string 'nan', 'inf' or '-inf'; `float()` reads it back.
-"""
-
-import json
+import contextlib
 import math
-import os
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mim_jax.errors import ConfigError, WorkdirError
+from mim_jax.errors import ConfigError
+from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.rules import flatten_with_paths
-
-JOURNAL = 'metrics.jsonl'
-
-
-def encode_json(value: Any) -> Any:
-    """Make `value` standard JSON: arrays and NumPy scalars become numbers, non-finite floats become strings."""
-    if isinstance(value, Mapping):
-        return {str(key): encode_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [encode_json(item) for item in value]
-    if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return encode_json(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def replace_file(path: str | Path, text: str) -> None:
-    """Write a whole file or leave the old one: a reader, or a run killed here, never sees half of it."""
-    path = Path(path)
-    temporary = path.with_name(path.name + '.tmp')
-    with temporary.open('w', encoding='utf-8') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_summary(path: str | Path, **fields: Any) -> None:
-    """Write `fields` to `path` as indented JSON, atomically."""
-    replace_file(path, json.dumps(encode_json(fields), indent=2, allow_nan=False) + '\n')
-
-
-def read_events(path: str | Path) -> list[dict[str, Any]]:
-    """Read a journal, oldest event first. A torn last line (the run was killed while writing) is left out.
-
-    Raises WorkdirError when any other line is not a JSON object.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines()
-    events = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise WorkdirError(f'{path} line {number} is not JSON; delete that line and run again.') from error
-        if not isinstance(event, dict):
-            raise WorkdirError(f'{path} line {number} is not a JSON object; delete that line and run again.')
-        events.append(event)
-    return events
-
-
-class Journal:
-    """Append-only `metrics.jsonl`: one event per line, on its way to the disk before `write` returns.
-
-    `resume_step` is the step the run goes on from. Events of later steps belong to work that was lost and will be done
-    again, so they are dropped, and so is a torn last line. None keeps every whole event.
-    """
-
-    def __init__(self, workdir: str | Path, resume_step: int | None = None):
-        self.path = Path(workdir) / JOURNAL
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        events = [e for e in read_events(self.path) if resume_step is None or e.get('step', 0) <= resume_step]
-        replace_file(self.path, ''.join(json.dumps(event) + '\n' for event in events))
-        self._last: dict[str, Any] = {}
-        for event in events:
-            self._last.update(event)
-        self._file = self.path.open('a', encoding='utf-8')
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        event = encode_json({'step': int(step), **values})
-        self._file.write(json.dumps(event, allow_nan=False) + '\n')
-        self._file.flush()
-        self._last.update(event)
-
-    def last(self, key: str) -> Any:
-        """The latest value of `key` in the whole file, earlier sessions included; None when it was never written."""
-        return self._last.get(key)
-
-    def last_values(self) -> dict[str, Any]:
-        """The latest value of every key in the whole file."""
-        return dict(self._last)
-
-    def close(self) -> None:
-        self._file.close()
+from mim_jax.paths import is_bucket, open_path, replace_file
+from mim_jax.training.journal import Journal, Memory, Uploads
 
 
 class TensorBoard:
-    """TensorBoard event files through tensorboardX, which needs no TensorFlow."""
+    """TensorBoard event files through tensorboardX, which needs no TensorFlow.
 
-    def __init__(self, workdir: str | Path, resume_step: int | None = None):
+    For a bucket they are written here and copied: tensorboardX's own writer for buckets hangs the run after one failure.
+    """
+
+    def __init__(self, workdir: str | Path, resume_step: int | None = None, check: Callable[[], None] = lambda: None):
         from tensorboardX import SummaryWriter  # imported late: a run without TensorBoard need not load protobuf
 
+        self._folder, self._copies, local = open_path(workdir) / 'tensorboard', None, None
+        if is_bucket(self._folder):
+            self._copies = tempfile.TemporaryDirectory()
+            self._uploads, local = Uploads(self._copy, check), self._copies.name
         # TensorBoard hides earlier events from purge_step on; the step we resume from itself is good.
         purge_step = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=purge_step, flush_secs=10)
+        self._writer = SummaryWriter(local or str(self._folder), purge_step=purge_step, flush_secs=10)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
             if isinstance(value, int | float | np.number):
                 self._writer.add_scalar(key, float(value), step)
+        if self._copies:
+            self._uploads.changed()
+
+    def flush(self) -> None:
+        """Copies what tensorboardX's thread has written by now; the last events come with `close`."""
+        if self._copies:
+            self._uploads.now()
 
     def close(self) -> None:
         self._writer.close()
+        if self._copies:
+            with self._copies:  # and gone
+                self._uploads.now()
+
+    def _copy(self) -> None:
+        self._writer.flush()
+        for file in Path(self._copies.name).iterdir():
+            replace_file(self._folder / file.name, file.read_bytes())
 
 
 class WeightsAndBiases:
@@ -137,9 +69,10 @@ class WeightsAndBiases:
             import wandb
         except ImportError as error:
             raise ConfigError(f"log.wandb='{project}' needs wandb: pip install wandb, or set log.wandb=''.") from error
-        id_file = Path(workdir) / 'wandb_id.txt'
+        id_file = open_path(workdir) / 'wandb_id.txt'
         run_id = id_file.read_text().strip() if id_file.exists() else None
-        self._run = wandb.init(project=project, id=run_id, resume='allow', dir=str(workdir), config=config)
+        local = None if is_bucket(workdir) else str(workdir)  # its own files; None: where it likes
+        self._run = wandb.init(project=project, id=run_id, resume='allow', dir=local, config=config)
         replace_file(id_file, self._run.id + '\n')
         # W&B refuses steps that go back, as they do after a resume; with our own axis it takes them.
         self._run.define_metric('step')
@@ -148,28 +81,43 @@ class WeightsAndBiases:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         self._run.log({**values, 'step': step})
 
+    def flush(self) -> None:
+        """W&B sends by itself."""
+
     def close(self) -> None:
         self._run.finish()
 
 
 class Loggers:
-    """The journal and, as configured, its copies. Only process 0 of a run may open them: a workdir has one writer."""
+    """The journal and, as configured, its copies. A workdir has one writer: other hosts have a Memory for a journal.
 
-    def __init__(self, workdir, resume_step=None, tensorboard: bool = True, wandb: str = '', config=None):
-        self.journal = Journal(workdir, resume_step)
+    check: asked before a bucket's files are written; raises where another run has the folder.
+    """
+
+    def __init__(
+        self, workdir, resume_step=None, tensorboard: bool = True, wandb: str = '', config=None, check=lambda: None
+    ):
+        writes = is_first()
+        self.journal = Journal(workdir, resume_step, check) if writes else Memory()
         self._writers: list[Any] = [self.journal]
-        if tensorboard:
-            self._writers.append(TensorBoard(workdir, resume_step))
-        if wandb:
+        if tensorboard and writes:
+            self._writers.append(TensorBoard(workdir, resume_step, check))
+        if wandb and writes:
             self._writers.append(WeightsAndBiases(workdir, wandb, config))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         for writer in self._writers:
             writer.write(step, values)
 
-    def close(self) -> None:
+    def flush(self) -> None:
+        """Return when all that was written is where others read it."""
         for writer in self._writers:
-            writer.close()
+            writer.flush()
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as closing:  # each, whatever the others raise
+            for writer in self._writers:
+                closing.callback(writer.close)
 
 
 class Deferred:

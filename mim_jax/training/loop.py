@@ -6,21 +6,24 @@ import contextlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import jax
 
 from mim_jax.data.loader import Loader
 from mim_jax.errors import NonFiniteLoss
-from mim_jax.parallel.hosts import broadcast, to_global
+from mim_jax.parallel.agreement import exchange, together
+from mim_jax.parallel.hosts import is_first, place, to_global
 from mim_jax.parallel.mesh import batch_sharding
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import digest_frozen
 from mim_jax.training import perf
 from mim_jax.training.assemble import Program
-from mim_jax.training.bound import check_dataset, check_random_start, check_teachers
+from mim_jax.training.bound import check_bound, check_random_start
 from mim_jax.training.checkpoint import Checkpoints
 from mim_jax.training.interrupt import Interrupt
 from mim_jax.training.loggers import (
@@ -33,6 +36,7 @@ from mim_jax.training.loggers import (
     replace_file,
 )
 from mim_jax.training.optim import decay_mask
+from mim_jax.training.requests import Requests
 from mim_jax.training.state import TrainState, from_tree, to_tree
 from mim_jax.training.workdir import Workdir
 
@@ -75,6 +79,8 @@ class Session:
     """One process's share of a run: everything between its start and its end. The step function never changes in it.
 
     Restores the newest readable checkpoint, or starts at step 0. `report` gets every line a person should read.
+    With several hosts each has a session. What they do next is a function of what all of them know: the config, the step,
+    its logs, and what they exchange. The first one keeps the journal.
     """
 
     def __init__(self, program: Program, loader: Loader, workdir: Workdir, report: Callable[[str], None] = print):
@@ -83,11 +89,13 @@ class Session:
         self.mesh, self.frozen, self.digests = program.mesh, program.frozen, digest_frozen(program.recipe)
         config = self.config
         self.checkpoints = Checkpoints(workdir.checkpoints, config.checkpoint.keep, report=report)
+        self.bad_images: Counter[str] = Counter()  # of all hosts, at the last save
         self.state, self.wall_before, self._owed = self._restore()
         step, log = int(self.state.step), config.log
         self.finished = step == self.total  # by earlier sessions: nothing is logged any more
         copies = (False, '') if self.finished else (log.tensorboard, log.wandb)
-        self.loggers = Loggers(workdir.path, step, *copies, config.to_dict())
+        said = (workdir.path, step, *copies, config.to_dict(), workdir.check)
+        self.loggers = together('the journal', lambda: Loggers(*said))
         self._started = self._saved_at = time.monotonic()
         self._indices: dict[int, list[int]] = {}
 
@@ -108,9 +116,12 @@ class Session:
             self.report('Nothing is left to do: this run has finished.')
             return Outcome('finished', self.total, self.loggers.journal.last_values())
         with Interrupt() as interrupt:
+            self._requests = Requests(self.mesh, interrupt)
             step = self._compile()
-            self._watch_untrained(watchers)
-            return self._train(step, watchers, interrupt)
+            if not self._requests.agree():
+                self._watch_untrained(watchers)
+                self._requests.agree()
+            return self._train(step, watchers)
 
     def close(self) -> None:
         """Release files and threads; safe after any failure of `run`."""
@@ -125,15 +136,15 @@ class Session:
         restored = self.checkpoints.restore(to_tree(self.program.abstract))
         self._untrained = restored is None  # with imported weights a run is restored at step 0, and is not
         if restored is None:
-            check_random_start(self.workdir.path)
+            together('the workdir', lambda: check_random_start(self.workdir.path))
             self.report(f'Starting {self.recipe.name} at step 0 of {self.total}.')
             return self.program.init(), 0.0, False
         tree, step, extra = restored
-        check_dataset(self.workdir.path, step, extra['dataset'], self.loader.dataset)
-        check_teachers(self.workdir.path, step, extra.get('frozen', self.digests), self.digests)
-        key = jax.device_put(jax.random.key(self.config.seed), self.program.abstract.root_key.sharding)
+        together('the workdir', lambda: check_bound(self.workdir.path, step, extra, self.loader.dataset, self.digests))
+        key = place(jax.random.key(self.config.seed), self.program.abstract.root_key.sharding)
         self.report(f'Resuming {self.recipe.name} at step {step} of {self.total}, from {self.workdir.checkpoints}.')
-        self.loader.bad_images.update(extra['bad_images'])
+        if is_first():  # the counts of all hosts are added up
+            self.loader.bad_images.update(extra['bad_images'])
         return from_tree(tree, self.program.abstract.replace(root_key=key)), extra['wall_seconds'], extra['owed']
 
     def _compile(self) -> Callable:
@@ -142,7 +153,7 @@ class Session:
         label = jax.ShapeDtypeStruct((self.config.batch_size,), 'int32', sharding=sharding)
         batch = {name: label if name == 'label' else image for name in self.recipe.inputs}
         start = time.monotonic()
-        traced = self.program.step.trace(self.state, self.frozen, batch)
+        traced = self.program.step.trace(self.state, self.frozen, batch, *self._requests.carry(False))
         self.flops = perf.count_flops(traced.jaxpr)
         compiled = traced.lower().compile()
         memory = compiled.memory_analysis()
@@ -155,7 +166,8 @@ class Session:
 
     def _watch_untrained(self, watchers: Sequence[Watcher]) -> None:
         wanted = [w for w in watchers if w.untrained and w.period]
-        if not wanted or any(key.startswith('untrained/') for key in self.loggers.journal.last_values()):
+        seen = any(key.startswith('untrained/') for key in self.loggers.journal.last_values())
+        if not wanted or exchange('untrained', seen)[0]:  # the first host's journal knows
             return
         state = self.state if self._untrained else self.program.untrained()
         for watcher in wanted:
@@ -163,42 +175,42 @@ class Session:
             self._journal(0, values)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
-    def _train(self, step: Callable, watchers: Sequence[Watcher], interrupt: Interrupt) -> Outcome:
+    def _train(self, step: Callable, watchers: Sequence[Watcher]) -> Outcome:
         config, first = self.config, int(self.state.step)
         self._deferred, self._meter = Deferred(), perf.Meter(config.batch_size, self.total)
         done = first
         if self._owed:
-            self._look_up(done, watchers, interrupt)
+            self._look_up(done, watchers)
         with contextlib.closing(self.loader.batches(first, self.total)) as batches:
-            while done < self.total and not interrupt.requested:
-                local = self._next_batch(batches, interrupt)
+            while done < self.total and not self._requests.stop:
+                local = self._next_batch(batches)
                 if local is None:
                     break
                 self._indices = {done: self._indices.get(done, []), done + 1: local['index'].tolist()}
                 batch = to_global(self.mesh, {name: local[name] for name in self.recipe.inputs})
-                self.state, logs = step(self.state, self.frozen, batch)
+                self.state, logs = step(self.state, self.frozen, batch, *self._requests.carry(self._time_to_save()))
                 done += 1
                 self._meter.step()
                 self._record(self._deferred.push(done, logs))
-                self._look_up(done, watchers, interrupt)
+                self._look_up(done, watchers)
         self._record(self._deferred.flush())
         self._save(done)
         self.checkpoints.wait()
         status = 'finished' if done == self.total else 'interrupted'
         return Outcome(status, done, self.loggers.journal.last_values())
 
-    def _next_batch(self, batches: Iterator[dict], interrupt: Interrupt) -> dict | None:
+    def _next_batch(self, batches: Iterator[dict]) -> dict | None:
         """None when a signal went to the whole process group, as a scheduler's may, and the loader's workers died of it."""
         try:
             with self._meter.wait():
                 return next(batches)
         except Exception as error:
-            if interrupt.requested is None:
+            if not self._requests.stop:
                 raise
             self.report(f'The loader stopped with the signal ({type(error).__name__}: {error}).')
             return None
 
-    def _look_up(self, done: int, watchers: Sequence[Watcher], interrupt: Interrupt) -> None:
+    def _look_up(self, done: int, watchers: Sequence[Watcher]) -> None:
         """Watch and save where it is time; the logs are checked first, so that no bad state is ever saved.
 
         After a signal nobody looks any more, as there may be seconds left to save; the next session owes that look.
@@ -211,7 +223,7 @@ class Session:
         with self._meter.pause():
             self._owed = bool(due)
             for watcher in due:
-                if interrupt.requested and done < self.total:  # no session comes after the last step to make up for it
+                if self._requests.agree() and done < self.total:  # after the last step no session would make up for it
                     return
                 self._journal(done, watcher.look(self.state, done))
             self._owed = False
@@ -223,6 +235,7 @@ class Session:
         if fetched is None:
             return
         done, values = fetched
+        values = self._requests.take(values)
         culprit = check_finite(values)
         if culprit is not None:
             self._stop_on(culprit, done, values)
@@ -241,7 +254,8 @@ class Session:
     def _stop_on(self, culprit: str, done: int, values: Mapping[str, float]) -> None:
         path = self.workdir.path / f'nonfinite_step_{done}.json'
         report = {'step': done, 'term': culprit, 'values': {k: str(v) for k, v in values.items()}}
-        replace_file(path, json.dumps({**report, 'index': self._indices[done]}, indent=2) + '\n')
+        report['index'] = list(chain.from_iterable(exchange('indices', self._indices[done])))
+        replace_file(path, json.dumps(report, indent=2) + '\n')
         self.checkpoints.wait()  # one may be on its way
         kept = self.checkpoints.latest()
         raise NonFiniteLoss(
@@ -258,25 +272,29 @@ class Session:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
     def _save_due(self, done: int) -> bool:
-        every, minutes = self.config.checkpoint.every_steps, self.config.checkpoint.every_minutes
-        if every and done % every == 0:
+        every = self.config.checkpoint.every_steps
+        if (every and done % every == 0) or self._is_milestone(done):
             return True
-        if self._is_milestone(done):
-            return True
-        if not minutes or (jax.process_count() > 1 and done % self.config.log.every_steps):
-            return False  # several hosts agree on the time only now and then
-        return bool(broadcast(time.monotonic() - self._saved_at >= 60 * minutes))
+        return self._requests.save(self._time_to_save())
+
+    def _time_to_save(self) -> bool:
+        minutes = self.config.checkpoint.every_minutes
+        return bool(minutes) and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _is_milestone(self, done: int) -> bool:
         return is_due(done, period_of(self.config.checkpoint.milestone_epochs, self.recipe))
 
     def _save(self, done: int) -> None:
+        # The folder is still ours, and what a resumed run does not do again is in the journal.
+        together('the journal', lambda: (self.workdir.check(), self.loggers.flush()))
+        self.bad_images = sum(map(Counter, exchange('bad images', self.loader.bad_images)), Counter())
         extra = {
             'wall_seconds': self.wall_seconds,
             'owed': self._owed,
             'dataset': self.loader.dataset,
             'frozen': self.digests,
-            'bad_images': dict(self.loader.bad_images),
+            'bad_images': self.bad_images,
         }
         self.checkpoints.save(done, to_tree(self.state), extra, milestone=self._is_milestone(done))
         self._saved_at = time.monotonic()
+        self._requests.saved()

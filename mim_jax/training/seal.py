@@ -2,16 +2,40 @@
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 
 from mim_jax.errors import CheckpointError
+from mim_jax.parallel.agreement import exchange, together
 from mim_jax.training.fingerprint import fingerprint_all
+
+Result = TypeVar('Result')
 
 
 class Damaged(Exception):
     """A checkpoint whose files are truncated, missing or altered; says what is wrong."""
+
+
+def share_damage(act: Callable[[], Result]) -> Result:
+    """act(), once it succeeded on every host: a checkpoint that is damaged as one of them sees it is so for all.
+
+    Raises Damaged, or the UserError of whichever host met one.
+    """
+
+    def attempt() -> tuple[Result | None, str]:
+        try:
+            return act(), ''
+        except Damaged as damage:
+            return None, str(damage)
+
+    result, mine = together('the checkpoint', attempt)
+    found = exchange('damage', mine)
+    if any(found):
+        host = next(host for host, damage in enumerate(found) if damage)
+        raise Damaged(mine or f'{found[host]} (seen by host {host})')
+    return result
 
 
 def make_seal(arrays: dict[str, jax.Array], extra: dict) -> dict[str, str]:

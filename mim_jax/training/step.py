@@ -16,6 +16,7 @@ from mim_jax.parallel.activations import split_by_image
 from mim_jax.parallel.mesh import batch_sharding, replicated
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import move_teachers
+from mim_jax.training.requests import LOGS, asked_sharding
 from mim_jax.training.state import TrainState, state_shardings
 
 Logs = dict[str, jax.Array]
@@ -90,18 +91,26 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(step: Callable, abstract: TrainState, frozen: Tree, mesh: Mesh) -> Callable:
-    """The step as one donated, sharded program; rows of batch and activations over all devices, logs replicated."""
+def jit_train_step(
+    step: Callable, abstract: TrainState, frozen: Tree, mesh: Mesh, requests: bool = False
+) -> Callable[..., tuple[TrainState, Logs]]:
+    """The step as one donated, sharded program; rows of batch and activations over all devices, logs replicated.
+
+    requests: it has a fourth argument, what hosts ask of each other (training/requests.py), and adds it up in the logs.
+    """
     state = state_shardings(abstract)
 
-    def train_step(state: TrainState, frozen: Tree, batch: Mapping) -> tuple[TrainState, Logs]:
+    def train_step(state: TrainState, frozen: Tree, batch: Mapping, *asked: jax.Array) -> tuple[TrainState, Logs]:
         with split_by_image(mesh):
-            return step(state, frozen, batch)
+            state, logs = step(state, frozen, batch)
+        for rows in asked:
+            logs = logs | dict(zip(LOGS, rows.sum(axis=0), strict=True))
+        return state, logs
 
     held = jax.tree.map(lambda x: x.sharding, frozen)
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(state, held, batch_sharding(mesh)),
+        in_shardings=(state, held, batch_sharding(mesh), *([asked_sharding(mesh)] if requests else [])),
         out_shardings=(state, replicated(mesh)),
     )

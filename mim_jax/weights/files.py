@@ -7,15 +7,12 @@ plain containers and refuses everything else.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import importlib.util
 import json
-import os
 import pickle
-import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from mim_jax.errors import UserError
+from mim_jax.paths import open_path, replacing
 
 Arrays = dict[str, np.ndarray]
 WRAPPERS = ('model', 'state_dict')  # keys under which training programs keep the weights among other things
@@ -61,7 +59,7 @@ def read_weights(path: str | Path) -> Weights:
     name is dropped; floats become fp32. Raises WeightsError: nothing there, truncated, of another kind, with code in it,
     or with values that are not finite.
     """
-    path = find_file(Path(path))
+    path = find_file(open_path(path))
     kind = tell_kind(path)
     tree, metadata = _read_safetensors(path) if kind == 'safetensors' else (_read_torch(path), {})
     notes: list[str] = []
@@ -77,9 +75,10 @@ def read_weights(path: str | Path) -> Weights:
 def read_metadata(path: Path) -> dict[str, str]:
     """The text in a safetensors file's header. Raises WeightsError where it is damaged."""
     try:
-        with safetensors.safe_open(path, 'np') as file:
-            return file.metadata() or {}
-    except safetensors.SafetensorError as error:
+        with path.open('rb') as file:  # of a bucket's file, too, no more is read than this
+            header = json.loads(file.read(int.from_bytes(file.read(8), 'little')))
+        return header.get('__metadata__', {})
+    except (ValueError, AttributeError, OverflowError) as error:
         raise WeightsError(f'{path} is truncated or damaged ({error}); delete it.') from error
 
 
@@ -88,18 +87,6 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Ma
     with replacing(path) as temporary:
         # Kept in a dict, because the writer is given addresses: a transposed view must be laid out anew.
         save_file({name: np.asarray(array, order='C') for name, array in arrays.items()}, temporary, dict(metadata))
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it takes the place of `path` when the block ends well, and goes otherwise."""
-    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # safetensors leaves it to its owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def find_file(path: Path) -> Path:
@@ -130,7 +117,7 @@ def tell_kind(path: Path) -> str:
         return 'safetensors'
     if head[:2] == b'PK':  # torch's archive is a zip file with a pickle inside
         try:
-            with zipfile.ZipFile(path) as archive:
+            with path.open('rb') as file, zipfile.ZipFile(file) as archive:
                 names = archive.namelist()
         except zipfile.BadZipFile as error:
             raise WeightsError(f'{path} is truncated or damaged ({error}); fetch it again.') from error
@@ -171,8 +158,8 @@ def _read_torch(path: Path) -> Any:
 
     try:
         # Training programs keep their command line beside the weights; a Namespace is a bag of values without code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open('rb') as file:
+            loaded = torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f'{path} holds more than tensors, which PyTorch refuses to load because it could run code: '

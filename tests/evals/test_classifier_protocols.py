@@ -37,7 +37,7 @@ def test_the_table_of_errors_is_that_of_images_corrupted_by_hand(tmp_path):
             **{f'error/{name}': mean for name, mean in means.items()},
         }
     )
-    assert [line.split(':')[0] for line in lines] == ['shot_noise', 'fog']
+    assert [line.split(':')[0] for line in lines] == ['clean', 'shot_noise 2', 'shot_noise 5', 'fog 2', 'fog 5']
 
 
 def test_corruptions_that_cannot_be_made(tmp_path):

@@ -8,28 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from evaluate_runs import (
-    EVAL,
-    POOLED,
-    QUICK_FINETUNE,
-    STEPS,
-    TINY,
-    as_settings,
-    line,
-    make_runs,
-    refuse,
-    run_protocol,
-)
-from program_runs import (
-    ROOT,
-    finish,
-    half_written,
-    kill,
-    read_fingerprints,
-    read_losses,
-    read_summary,
-    snapshot,
-)
+from evaluate_runs import EVAL, POOLED, QUICK_FINETUNE, STEPS, TINY, as_settings, line, make_runs, refuse, run_protocol
+from program_runs import ROOT, finish, half_written, kill, read_fingerprints, read_losses, read_summary, snapshot
 
 from mim_jax import evaluate
 from mim_jax.errors import WorkdirError

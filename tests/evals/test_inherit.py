@@ -12,13 +12,19 @@ from mim_jax.methods import METHODS
 CONFIGS = EVAL.parent
 
 
-def inherited(run_spec, spec, *overrides):
-    """data.name, share, split, eval_split, image size, mean of red, flip."""
+def inherit(run_spec, spec, *overrides):
+    """The protocol's config about a run."""
     run, _ = load_config(f'{CONFIGS}/{run_spec}', ['--config.data.dir=/data'], METHODS)
     config, _ = load_config(f'{EVAL}/{spec}', overrides, {**METHODS, **DIRECT})
     found = inherit_run(config.unlock(), run, spec, overrides)
     assert found.base == run.base
     assert found.encoder.width == run.encoder.width
+    return found
+
+
+def inherited(run_spec, spec, *overrides):
+    """data.name, share, split, eval_split, image size, mean of red, flip."""
+    found = inherit(run_spec, spec, *overrides)
     data = found.data
     return data.name, data.share, data.split, data.eval_split, found.image_size, data.mean[0], data.flip
 
@@ -66,6 +72,21 @@ CIFAR = ('cifar10', 1.0, 'train', 'test', 32, 0.4914, True)
 )
 def test_the_dataset_is_the_run_s_unless_something_else_is_said(run, spec, overrides, expected):
     assert inherited(run, spec, *overrides) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ('run', 'spec', 'overrides', 'scale'),
+    [
+        ('mae.py', 'finetune.py', [], (0.08, 1.0)),  # MAE pre-trains with 0.2
+        ('mae.py:vit_t4,cifar10', 'linear_probe.py:small', [], (0.08, 1.0)),
+        ('mae.py:demo', 'finetune.py:small', [], (0.5, 1.0)),
+        ('mae.py:demo', 'linear_probe.py:small', ['--config.data.scale=0.3,1.0'], (0.3, 1.0)),
+        ('mae.py:demo', 'finetune.py:small,cifar10', [], (0.08, 1.0)),
+        ('mae.py:vit_t4,cifar10', 'finetune.py:small,digits', [], (0.5, 1.0)),
+    ],
+)
+def test_crops_keep_what_the_protocol_says_and_of_digits_enough_to_read_them(run, spec, overrides, scale):
+    assert inherit(run, spec, *overrides).data.scale == scale
 
 
 @pytest.mark.parametrize(

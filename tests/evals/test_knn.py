@@ -13,10 +13,10 @@ from mim_jax.evals.knn import (
     NEIGHBOURS,
     find_nearest,
     find_nearest_on_mesh,
-    knn_accuracy,
     knn_percents,
     normalise_rows,
     split_bank,
+    summarise_percents,
     vote,
 )
 from mim_jax.evals.protocols import knn
@@ -41,21 +41,21 @@ def test_agrees_with_sklearn_across_chunks_and_ks():
     train, test = make_clusters(300, 1), make_clusters(101, 2)
     reference = {k: sklearn_percent(train, test, k) for k in (10, 20, 100, 200)}
     assert len(set(reference.values())) > 1  # k matters here, so a wrong k would show
-    values = knn_accuracy(*train, *test, num_classes=7, chunk=32)
+    values = summarise_percents(knn_percents(*train, *test, num_classes=7, chunk=32))
     assert values == pytest.approx({'knn': reference[20], 'knn_best': max(reference.values())})
 
 
 def test_k_is_clipped_to_the_bank():
     train, test = make_clusters(15, 3), make_clusters(40, 4)
     reference = {k: sklearn_percent(train, test, k) for k in (10, 15)}
-    values = knn_accuracy(*train, *test, num_classes=7)
+    values = summarise_percents(knn_percents(*train, *test, num_classes=7))
     assert values == pytest.approx({'knn': reference[15], 'knn_best': max(reference.values())})
 
 
 def test_scale_of_a_feature_vector_does_not_matter():
     (train_x, train_y), (test_x, test_y) = make_clusters(200, 1), make_clusters(50, 2)
     scales = np.random.default_rng(0).uniform(0.1, 10, (200, 1)).astype(np.float32)
-    assert knn_accuracy(train_x * scales, train_y, test_x * 3, test_y, 7) == knn_accuracy(
+    assert knn_percents(train_x * scales, train_y, test_x * 3, test_y, 7) == knn_percents(
         train_x, train_y, test_x, test_y, 7
     )
 
@@ -118,7 +118,7 @@ def test_padding_is_never_a_neighbour(count):
 
 def test_one_device_without_a_mesh_finds_the_same_neighbours():
     train, test = make_clusters(300, 1), make_clusters(101, 2)
-    assert knn_accuracy(*train, *test, 7) == knn_accuracy(*train, *test, 7, mesh=mesh_of(8))
+    assert knn_percents(*train, *test, 7) == knn_percents(*train, *test, 7, mesh=mesh_of(8))
 
 
 def test_votes_by_hand():
@@ -157,7 +157,7 @@ def test_features_that_are_not_finite_are_refused(value):
     (train_x, train_y), (test_x, test_y) = make_clusters(30, 1), make_clusters(9, 2)
     train_x[17, 3] = value
     with pytest.raises(UserError, match='training image 17 are not finite'):
-        knn_accuracy(train_x, train_y, test_x, test_y, 7)
+        knn_percents(train_x, train_y, test_x, test_y, 7)
 
 
 @pytest.mark.parametrize('label', [-1, 7])
@@ -165,7 +165,7 @@ def test_labels_that_are_no_class_are_refused(label):
     (train_x, train_y), (test_x, test_y) = make_clusters(30, 1), make_clusters(9, 2)
     test_y[4] = label
     with pytest.raises(DataError, match=rf'Test image 4 has label {label}, .* 0 to 6'):
-        knn_accuracy(train_x, train_y, test_x, test_y, 7)
+        knn_percents(train_x, train_y, test_x, test_y, 7)
 
 
 def test_extract_features_keeps_order_and_drops_padding():
@@ -182,6 +182,6 @@ def test_extract_features_keeps_order_and_drops_padding():
     assert found.tolist() == [3, 1, 4, 1, 5]
 
 
-def test_no_batches_is_an_error():
-    with pytest.raises(ValueError, match='no batches'):
+def test_no_images_are_an_error():
+    with pytest.raises(DataError, match='no images to evaluate: the split is empty'):
         extract_features(lambda images: images, [])

@@ -10,6 +10,7 @@ from program_runs import ROOT, arguments, call, copy_run, share_compilations
 from mim_jax import evaluate, train
 from mim_jax.errors import DataError, WorkdirError
 from mim_jax.evals.classifiers import accuracy, corruptions, ensemble
+from mim_jax.evals.ledger import Ledger
 from mim_jax.evals.network import Task, read_network
 from mim_jax.interop.runs import read_run_config
 from mim_jax.parallel.mesh import make_mesh
@@ -59,7 +60,7 @@ def refuse(capsys, run, name, *flags):
 @pytest.mark.parametrize('name', ['finetuned', 'probed'])
 def test_accuracy_is_what_the_run_counted(runs, tmp_path, name):
     logged = read_metrics(runs[name])
-    found = run_protocol(runs[name], 'accuracy', tmp_path, '--config.accuracy.save_predictions=true')
+    found = run_protocol(runs[name], 'accuracy', tmp_path, '--predictions')
     logged.pop('best_on_test/top1', None)  # of several rates, in the run's own results alone
     assert found['metrics'] == logged
     assert found['metrics']['images'] == 360
@@ -72,7 +73,7 @@ def test_accuracy_is_what_the_run_counted(runs, tmp_path, name):
         'step': {'finetuned': 40, 'probed': 10}[name],
         'teacher': None,
     }
-    with np.load(tmp_path / 'predictions.npz') as saved:
+    with np.load(tmp_path / 'predictions' / 'test.npz') as saved:
         assert saved['index'].tolist() == list(range(360))
         for head in heads:
             logits = saved[f'logits/{head[:-1]}' if head else 'logits']
@@ -87,7 +88,8 @@ def test_it_learned_something(runs):
 
 def make_task(run, workdir, devices):
     config = read_run_config(run)
-    return Task(config, make_mesh(devices=jax.devices()[:devices]), workdir, lambda line: None, read_run_config)
+    mesh, ledger = make_mesh(devices=jax.devices()[:devices]), Ledger(workdir / f'on_{devices}', {}, 0)
+    return Task(config, mesh, ledger, lambda line: None, read_run_config)
 
 
 def test_the_same_on_one_and_eight_devices(runs, tmp_path):
@@ -152,6 +154,10 @@ def test_what_is_no_classifier_is_refused(runs, tmp_path, capsys):
     assert "no classifier '', but '00', '01'" in message
     message = refuse(capsys, runs['finetuned'], 'robustness', '--workdir', str(tmp_path / 'd'))
     assert '1000 classes of ImageNet' in message
+    message = refuse(capsys, runs['pretrained'], 'knn', '--predictions')
+    assert 'knn tests none that is there: give it with configs/eval/accuracy.py' in message
+    message = refuse(capsys, runs['finetuned'], 'accuracy', '--workdir', str(runs['finetuned']))
+    assert 'holds a run with other settings' in message
     message = refuse(capsys, runs['finetuned'], 'ensemble', '--workdir', str(tmp_path / 'e'))
     assert 'ensemble.with_run' in message
 

@@ -1,7 +1,5 @@
 """Robustness sets from folders and TFDS, by a network of random weights whose numbers are worked out by hand."""
 
-import json
-
 import numpy as np
 import pytest
 from classifier_cases import by_hand, make_network, png, prefer, store, validation, write_images
@@ -9,11 +7,13 @@ from PIL import Image
 from tiny_runs import SIDE
 
 from mim_jax.errors import ConfigError, DataError, Refused
+from mim_jax.evals.ledger import read_parts
 from mim_jax.evals.metrics import ALEXNET_ERRORS
 from mim_jax.evals.network import Network
 from mim_jax.evals.robust_images import SetCrop
-from mim_jax.evals.robust_protocol import PARTS, robustness
+from mim_jax.evals.robust_protocol import robustness
 from mim_jax.evals.robustness import SETS, read_classes
+from mim_jax.training.journal import JOURNAL
 
 SYNSETS = read_classes('imagenet')
 HOLE = SIDE // 2
@@ -51,9 +51,13 @@ def test_a_set_in_folders(tmp_path, name, devices):
     write_images(root, files)
     if name == 'objectnet':
         write_images(root, ['air_freshener/0.png'])  # ImageNet has no such class
-    network, lines = make_network(tmp_path, 1000, {}, devices)
+    network, _ = make_network(tmp_path, 1000, {}, devices)
     prefer(network, preferred)
-    found, notes = robustness(network, sets=(name,), source='folder', dir=str(tmp_path))
+    options = {'sets': (name,), 'source': 'folder', 'dir': str(tmp_path)}
+    words = rf'{name}: .* has {len(files)} images, and {SETS[name].images:,} were published .*robustness\.whole=False'
+    with pytest.raises(DataError, match=words):
+        robustness(network, **options)
+    found, notes = robustness(network, **options, whole=False)
 
     one = prefer(make_network(tmp_path, 1000, {})[0], preferred)
     paths = [root / file for file in files]
@@ -62,7 +66,6 @@ def test_a_set_in_folders(tmp_path, name, devices):
     assert {key: found[f'{name}/{key}'] for key in expected} == pytest.approx(expected)
     assert 0 < expected['top1'] < 100
     assert found[f'{name}/images'] == len(files)
-    assert f'{name} has {len(files)} images here, and {SETS[name].images:,} in whole.' in lines
     assert notes == ({name: SETS[name].note} if SETS[name].note else {})
 
 
@@ -73,7 +76,7 @@ def test_imagenet_c_is_the_mean_over_75_parts_and_goes_on_where_it_was(tmp_path)
             write_images(tmp_path / 'imagenet_c' / corruption / str(severity), names, severity, (20, 20))
     network, lines = make_network(tmp_path, 1000, {})
     prefer(network, [0, 1, 2, 3])
-    options = {'sets': ('imagenet_c',), 'source': 'folder', 'dir': str(tmp_path)}
+    options = {'sets': ('imagenet_c',), 'source': 'folder', 'dir': str(tmp_path), 'whole': False}
     found, notes = robustness(network, **options)
     errors = {}
     for number, corruption in enumerate(ALEXNET_ERRORS):
@@ -86,18 +89,28 @@ def test_imagenet_c_is_the_mean_over_75_parts_and_goes_on_where_it_was(tmp_path)
     assert found['imagenet_c/images'] == 150
     assert any(line.endswith('(75 of 75)') for line in lines)
     assert 'TFDS' in notes['imagenet_c']
-    assert not (tmp_path / PARTS).exists()
+    parts = read_parts(tmp_path / JOURNAL, network.task.ledger.seal)
+    assert len(parts) == 75
+    assert 100 - parts['imagenet_c fog 3']['top1'] == pytest.approx(
+        100
+        * np.mean(
+            by_hand(network, sorted((tmp_path / 'imagenet_c/fog/3').rglob('*.png')), 'center_only').argmax(1) != [6, 7]
+        )
+    )
 
     # Interrupted before its last image, which is then read, while what was counted before is not counted again.
+    network.task.ledger.end({})
+    network, lines = make_network(tmp_path, 1000, {})
+    prefer(network, [0, 1, 2, 3])
     last = sorted((tmp_path / 'imagenet_c/jpeg_compression/5').rglob('*.png'))[-1]
     whole = last.read_bytes()
     last.write_bytes(b'damaged')
     with pytest.raises(DataError, match='cannot decode'):
         robustness(network, **options)
-    saved = json.loads((tmp_path / PARTS).read_text())
-    assert len(saved['errors']) == 74
+    network.task.ledger.close()
     last.write_bytes(whole)
-    del lines[:]
+    network, lines = make_network(tmp_path, 1000, {})
+    prefer(network, [0, 1, 2, 3])
     assert robustness(network, **options) == (found, notes)
     assert sum('% errors' in line for line in lines) == 1
 
@@ -109,7 +122,7 @@ def test_sets_made_of_validation_images(tmp_path):
     labels = [columns[0], 0, columns[7], 999] * 5
     data, images = validation(tmp_path, labels)
     network = prefer(make_network(tmp_path, 1000, data)[0], labels)
-    options = {'source': 'folder', 'dir': str(tmp_path), 'hole': HOLE}
+    options = {'source': 'folder', 'dir': str(tmp_path), 'hole': HOLE, 'whole': False}
     found, _ = robustness(network, sets=('imagenet_o', 'center_occlusion'), **options)
 
     crop = SetCrop('center', SIDE)
@@ -137,7 +150,7 @@ def test_sets_of_tfds_and_their_lists_of_labels(tmp_path):
     pixels = draw.integers(0, 256, (4, 20, 24, 3), np.uint8)
     image, label = tfds.features.Image(), tfds.features.ClassLabel(num_classes=1000)
     features = {'image': image, 'original_label': label, 'real_label': tfds.features.Sequence(label)}
-    network, _ = make_network(tmp_path, 1000, {'source': 'tfds', 'dir': str(tmp_path)})
+    network, _ = make_network(tmp_path, 1000, {'source': 'tfds', 'dir': str(tmp_path)}, predictions=True)
     crop = SetCrop('center', SIDE)
     logits = np.asarray(network.predict(np.stack([crop(Image.fromarray(one), None) for one in pixels]))[''])
     best = logits.argmax(1)
@@ -151,9 +164,16 @@ def test_sets_of_tfds_and_their_lists_of_labels(tmp_path):
     rows = [{'image': png(one), 'label': int(right)} for one, right in zip(pixels, own, strict=True)]
     rows[0]['label'] = next(column for column in columns if column != own[0])
     store('imagenet_a', 'test', {'image': image, 'label': label}, rows, tmp_path)
-    found, _ = robustness(network, sets=('imagenet_real', 'imagenet_a'))
+    with pytest.raises(DataError, match=r'imagenet_real: .* has 4 images, and 50,000 were published'):
+        robustness(network, sets=('imagenet_real',))
+    found, _ = robustness(network, sets=('imagenet_real', 'imagenet_a'), whole=False)
     assert found['imagenet_real/top1'] == pytest.approx(200 / 3)  # of three that have a label
     assert found['imagenet_a/top1'] == 75.0
+    with np.load(tmp_path / 'predictions' / 'imagenet_real.npz') as saved:
+        stored = [int(np.abs(logits - row).max(1).argmin()) for row in saved['logits']]  # TFDS shuffles
+        np.testing.assert_allclose(saved['logits'], logits[stored], atol=1e-5)
+        assert saved['label'].tolist() == [[*lists[row], -1, -1][:2] for row in stored]
+        assert (sorted(stored), saved['index'].tolist()) == ([0, 1, 2, 3], [0, 1, 2, 3])
 
 
 def test_every_set_is_looked_for_before_an_image_is_read(tmp_path, monkeypatch):
@@ -163,7 +183,11 @@ def test_every_set_is_looked_for_before_an_image_is_read(tmp_path, monkeypatch):
 
     def refused(name, **options):
         with pytest.raises(DataError) as caught:
-            robustness(network, sets=('imagenet_v2', name), **{'source': 'folder', 'dir': str(tmp_path), **options})
+            robustness(
+                network,
+                sets=('imagenet_v2', name),
+                **{'source': 'folder', 'dir': str(tmp_path), 'whole': False, **options},
+            )
         assert SETS[name].home in str(caught.value)
         assert name in str(caught.value)
         return str(caught.value)
@@ -182,7 +206,7 @@ def test_every_set_is_looked_for_before_an_image_is_read(tmp_path, monkeypatch):
     (tmp_path / 'imagenet_c' / 'gaussian_noise' / '1' / SYNSETS[0]).mkdir(parents=True)
     assert 'gaussian_noise/2' in refused('imagenet_c')
     with pytest.raises(DataError, match=r"imagenet_v2, of https.* is not there: .*'imagenet_v2/matched-frequency'"):
-        robustness(network, sets=('imagenet_v2',), dir=str(tmp_path))
+        robustness(network, sets=('imagenet_v2',), dir=str(tmp_path), whole=False)
     with pytest.raises(DataError, match=r'imagenet_o is read from folders: set robustness\.dir'):
         robustness(network, sets=('imagenet_o',))
     assert not lines
@@ -195,7 +219,7 @@ def test_what_makes_no_sense_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="source='zip' must be tfds or folder"):
         robustness(network, source='zip')
     with pytest.raises(DataError, match=r'validation images as data\.eval_split, but .* has 6 classes'):
-        robustness(network, sets=('center_occlusion',), hole=HOLE)
+        robustness(network, sets=('center_occlusion',), hole=HOLE, whole=False)
     with pytest.raises(Refused, match=r'1000 classes of ImageNet; .* has 10'):
         robustness(make_network(tmp_path, 10, {})[0])
     with pytest.raises(DataError, match='cannot be cut to 16'):

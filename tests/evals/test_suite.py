@@ -5,12 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from evaluate_runs import (
-    EVAL,
-    QUICK_FINETUNE,
-    make_runs,
-    refuse,
-)
+from evaluate_runs import EVAL, QUICK_FINETUNE, make_runs, refuse
 from program_runs import call, snapshot
 
 from mim_jax import evaluate

@@ -11,8 +11,7 @@ from trained_runs import refuse, run_export, run_import, save_random_run, settin
 from mim_jax import export, import_weights
 from mim_jax.command import read_config
 from mim_jax.evals.accuracy import make_predict
-from mim_jax.interop.classifier import nest_under
-from mim_jax.interop.compare import network_outputs
+from mim_jax.interop.compare import nest_under, network_outputs
 from mim_jax.interop.formats import formats_of, recognise
 from mim_jax.interop.runs import build_recipe, choose_arrays, read_run_config, saved_recipe
 from mim_jax.interop.transfer import export_arrays, import_arrays

@@ -16,7 +16,6 @@ from mr_mae_ours import (
     make_student,
 )
 from mto_ours import OPTIONS
-from parity_rules import draw_weights
 from tiny_runs import QUICK, leaves, random_batch, random_state, start
 
 from mim_jax.errors import Refused
@@ -101,11 +100,7 @@ def test_weights_are_the_users():
 # -- several teachers --------------------------------------------------------------------------------------------------
 def test_two_teachers_at_once(tmp_path):
     """Small CLIP and DINO files: a head and a loss each, of a quarter of the weight; the first decides the focus."""
-    files = {}
-    for kind in ('clip', 'dino'):
-        case = tower_cases.Case(kind, 16, 64, width=64, depth=1)
-        weights = draw_weights(tower_cases.shapes_of(case))
-        files[f'{kind}_weights'] = str(tower_cases.write_folder(case, tmp_path / kind, weights))
+    files = {f'{kind}_weights': str(tower_cases.write_small(kind, tmp_path / kind)) for kind in ('clip', 'dino')}
     made = {order: mr_mae(make_base('mae'), teachers=order, **files) for order in (('clip', 'dino'), ('dino', 'clip'))}
     recipe = made['clip', 'dino']
     parts = make_parts(recipe)
@@ -246,7 +241,6 @@ def test_a_file_that_is_not_there(kind, tmp_path):
 
 
 def test_a_projection_that_a_teacher_lacks(tmp_path):
-    case = tower_cases.Case('dino', 16, 64, width=64, depth=1)
-    folder = tower_cases.write_folder(case, tmp_path, draw_weights(tower_cases.shapes_of(case)))
+    folder = tower_cases.write_small('dino', tmp_path)
     with pytest.raises(Refused, match='The dino teacher has no projection, so the feature proj does not exist'):
         make_student('mae', teachers=('dino',), dino_weights=str(folder), feature='proj')

@@ -1,9 +1,6 @@
 """Exported encoders in timm and transformers themselves, and theirs here: `make test-parity` installs both."""
 
-import argparse
 import importlib.util
-import os
-import pickle
 import re
 import sys
 from pathlib import Path
@@ -14,7 +11,7 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / 'interop'))
 
-from interop_cases import assert_same, draw_arrays, draw_encoder, find_format, make_recipe, shapes_of
+from interop_cases import assert_same, draw_encoder, find_format, make_recipe, shapes_of
 from trained_runs import run_export, run_import, save_random_run, train_run
 
 from mim_jax.interop.compare import encoder_features, load_images
@@ -23,7 +20,7 @@ from mim_jax.interop.hf import hf_config, hf_preprocessor
 from mim_jax.interop.timm import timm_model
 from mim_jax.interop.transfer import export_arrays, import_arrays
 from mim_jax.objectives.classify import cross_entropy
-from mim_jax.weights.files import WeightsError, read_weights, write_safetensors
+from mim_jax.weights.files import read_weights, write_safetensors
 
 MISSING = [name for name in ('torch', 'torchvision', 'transformers', 'timm') if importlib.util.find_spec(name) is None]
 pytestmark = [
@@ -208,69 +205,6 @@ def test_a_classifier_of_timm_comes_with_its_head():
     for criterion in (timm.loss.LabelSmoothingCrossEntropy(0.1), torch.nn.CrossEntropyLoss(label_smoothing=0.1)):
         loss = criterion(expected, torch.from_numpy(labels))
         np.testing.assert_allclose(cross_entropy(found, labels, 0.1), loss, rtol=1e-5)
-
-
-# -- files of PyTorch --------------------------------------------------------------------------------------------------
-def test_a_training_program_s_file(tmp_path, capsys):
-    """Wrapped, from data-parallel training, half of it in 16 bits, beside an optimizer and a command line."""
-    recipe = make_recipe('mae')
-    state, _ = export_arrays(draw_arrays(recipe), find_format(recipe, 'mae'), recipe)
-    tensors = {f'module.{name}': tensor for name, tensor in to_tensors(state).items()}
-    tensors['module.norm.weight'] = tensors['module.norm.weight'].bfloat16()
-    file = {'model': tensors, 'optimizer': {'state': {}}, 'epoch': 3, 'args': argparse.Namespace(lr=1e-3)}
-    torch.save(file, tmp_path / 'checkpoint.pth')
-    torch.save(file, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
-    for name in ('checkpoint.pth', 'old.pth'):
-        weights = read_weights(tmp_path / name)
-        assert weights.notes == (
-            "unwrapped 'model', left aside: args, epoch, optimizer",
-            "dropped 'module.' before every name",
-            '1 arrays converted from bfloat16 to float32',
-        )
-        assert weights.half
-        rounded = np.asarray(torch.from_numpy(state['norm.weight']).bfloat16().float())
-        assert_same(weights.arrays, state | {'norm.weight': rounded})
-
-
-class Bomb:
-    """Pickled, it makes a folder when it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-def test_code_in_a_file_is_refused_and_never_runs(zipped, tmp_path):
-    content = {'model': {'w': torch.zeros(2)}, 'extra': Bomb(tmp_path / 'executed')}
-    torch.save(content, tmp_path / 'w.pth', _use_new_zipfile_serialization=zipped)
-    (tmp_path / 'w.bin').write_bytes(pickle.dumps(content['extra']))
-    for name in ('w.pth', 'w.bin'):
-        with pytest.raises(WeightsError, match=r'holds more than tensors.*Nothing of it was executed') as caught:
-            read_weights(tmp_path / name)
-        assert '\n' not in str(caught.value)
-        assert name == 'w.bin' or 'mkdir' in str(caught.value)
-        assert not (tmp_path / 'executed').exists()
-    torch.load(tmp_path / 'w.pth', weights_only=False)
-    assert (tmp_path / 'executed').exists()  # it would have been
-
-
-@pytest.mark.parametrize('keep', [0.3, 0.9, 0.999])
-@pytest.mark.parametrize('zipped', [True, False])
-def test_truncated_files_of_pytorch(zipped, keep, tmp_path):
-    torch.save({'w': torch.zeros(500)}, tmp_path / 'w.pth', _use_new_zipfile_serialization=zipped)
-    data = (tmp_path / 'w.pth').read_bytes()
-    (tmp_path / 'w.pth').write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(WeightsError, match='is truncated or damaged'):
-        read_weights(tmp_path / 'w.pth')
-
-
-def test_what_holds_no_state(tmp_path):
-    torch.save([torch.zeros(2)], tmp_path / 'w.pth')
-    with pytest.raises(WeightsError, match='has no arrays by name'):
-        read_weights(tmp_path / 'w.pth')
 
 
 @pytest.mark.parametrize('kind', ['timm', 'hf'])

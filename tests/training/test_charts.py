@@ -8,7 +8,7 @@ from program_runs import arguments, call
 
 from mim_jax.recipe import Chart
 from mim_jax.training import charts
-from mim_jax.training.loggers import Journal, read_events
+from mim_jax.training.journal import Journal, read_events
 
 WEIGHTS = Chart('watch/neck/last/weight_', 'weight')
 LEVELS = Chart('watch/mto/pixels/heterogeneity_', 'H', 'layers')
