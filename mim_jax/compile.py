@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import jax
 
 from mim_jax.command import parse_arguments, read_config, run_program
 from mim_jax.data.subsets import open_training
-from mim_jax.errors import DataError
+from mim_jax.errors import DataError, UserError
 from mim_jax.planning.measure import Fit, measure_fit
 from mim_jax.planning.report import describe, describe_changes
-from mim_jax.planning.search import Changes, list_remedies, try_remedies
+from mim_jax.planning.search import Changes, list_remedies
 from mim_jax.planning.topology import describe_devices
 
 TRIES = 6
@@ -81,25 +81,33 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if best.fits else 2
 
 
-def advise(config: Any, fit: Fit, measure: Any, search: str) -> list[tuple[Changes, Fit]]:
-    """Say what would, or might, make a run fit; what was tried."""
+def advise(config: Any, fit: Fit, measure: Callable[[Changes], Fit], search: str) -> list[tuple[Changes, Fit]]:
+    """Say what would, or might, make a run fit; with `search` (all, first) what was tried, up to the first that fits or all."""
     remedies = list_remedies(config, fit)
-    if not remedies:
-        print('Nothing is left to change that keeps the batch: take more devices, or a smaller batch_size.')
-        return []
     if not search:
-        listed = '\n'.join(f'  {describe_changes(changes)}' for changes in remedies)
-        print(f'What might make it fit, batch and learning rate unchanged (--search compiles them):\n{listed}')
+        listed = ''.join(f'\n  {describe_changes(changes)}' for changes in remedies)
+        print(
+            f'What might make it fit, batch and learning rate unchanged (--search compiles them):{listed or " nothing"}'
+        )
+        if config.encoder.scan:
+            print('encoder.scan=false may need less memory too; it compiles longer.')
         return []
     tried = []
-    for changes, found in try_remedies(remedies, measure, TRIES, search == 'first'):
-        tried.append((changes, found))
-        print(f'{describe_changes(changes)}: {"fits" if found.fits else "does not fit"}.', flush=True)
-    best, found = min(tried, key=lambda pair: pair[1].step_seconds)
+    for changes in remedies[:TRIES]:
+        try:
+            tried.append((changes, measure(changes)))
+        except UserError as error:  # such as statistics over more images than a micro-batch has: no remedy here
+            print(f'{describe_changes(changes)}: not possible. {error}', flush=True)
+            continue
+        fits = tried[-1][1].fits
+        print(f'{describe_changes(changes)}: {"fits" if fits else "does not fit"}.', flush=True)
+        if fits and search == 'first':
+            break
+    best, found = min(tried, key=lambda pair: pair[1].step_seconds, default=({}, fit))
     if found.fits:
         print(f'The fastest that fits, by the bounds: {describe_changes(best)}')
     else:
-        print('None of these fits: take more devices, or a smaller batch_size.')
+        print('Nothing that was tried fits: take more devices, or a smaller batch_size.')
     return tried
 
 

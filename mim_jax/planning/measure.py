@@ -55,6 +55,11 @@ class Fit:
     hlo: str = ''
 
     @property
+    def shards(self) -> int:
+        """Into how many parts the batch is split."""
+        return self.mesh['data'] * self.mesh['fsdp']
+
+    @property
     def step_seconds(self) -> float:
         """The largest known bound: no step is faster. Infinite where the program does not fit."""
         known = [bound for bound in self.bounds.values() if bound is not None]

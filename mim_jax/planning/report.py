@@ -7,18 +7,24 @@ from typing import Any
 
 from mim_jax.planning.measure import Fit
 
-GIB, MIB = 2**30, 2**20
+UNITS = ((2**30, 'GiB'), (2**20, 'MiB'), (2**10, 'KiB'))
+
+
+def write_size(size: float) -> str:
+    """'4.74 GiB', in the largest unit of which there is one."""
+    unit, name = next((pair for pair in UNITS if size >= pair[0]), UNITS[-1])
+    return f'{size / unit:.3g} {name}'
 
 
 def describe(fit: Fit) -> Iterator[str]:
     """The lines on one configuration."""
     devices, batch = fit.devices, fit.batch
     mesh = ' x '.join(f'{name} {size}' for name, size in fit.mesh.items())
-    micro = batch['images'] / devices['count'] / batch['accumulate']
+    micro = batch['images'] // (fit.shards * batch['accumulate'])
     slices = f' in {devices["slices"]} slices' if devices['slices'] > 1 else ''
     yield (
         f'{fit.recipe} on {devices["count"]} x {devices["kind"]}{slices}, mesh {mesh}; {batch["images"]} images a step, '
-        f'{batch["accumulate"]} x {micro:g} a device.'
+        f'{batch["accumulate"]} x {micro} a device.'
     )
     yield describe_memory(fit)
     yield describe_flops(fit.flops)
@@ -32,13 +38,15 @@ def describe_memory(fit: Fit) -> str:
     """Bytes on a device, and the verdict."""
     memory = fit.memory
     parts = ('parameters', 'optimizer', 'teachers', 'frozen', 'batch', 'temporaries')
-    listed = ', '.join(f'{part} {memory[part] / GIB:.2f}' for part in parts if memory[part])
-    capacity = 'an unknown amount' if memory['capacity'] is None else f'{memory["capacity"] / GIB:.2f}'
+    listed = ', '.join(f'{part} {write_size(memory[part])}' for part in parts if memory[part])
+    capacity = None if memory['capacity'] is None else write_size(memory['capacity'])
     if memory['peak'] is None:
-        needs = f'{fit.needed / GIB:.2f} GiB' if fit.needed else 'more'
-        return f'memory of a device, GiB: {listed}. DOES NOT FIT: the compiler needs {needs} of {capacity}.'
-    verdict = f'{"fits" if fit.fits else "DOES NOT FIT"} in {capacity}' if memory['capacity'] else 'capacity unknown'
-    return f'memory of a device, GiB: {listed}; peak {memory["peak"] / GIB:.2f}: {verdict}.'
+        needs = write_size(fit.needed) if fit.needed else 'more'
+        return f'memory of a device: {listed}. DOES NOT FIT: the compiler asks for {needs} of {capacity}.'
+    verdict = (
+        f'{"fits" if fit.fits else "DOES NOT FIT"} in {capacity}' if capacity else 'how much there is, is not known'
+    )
+    return f'memory of a device: {listed}; peak {write_size(memory["peak"])}: {verdict}.'
 
 
 def describe_flops(flops: Mapping[str, float | None]) -> str:
@@ -59,8 +67,8 @@ def describe_collectives(fit: Fit) -> Iterator[str]:
         where = {True: ', between slices', False: '', None: ', devices not named'}[row['crosses']]
         count = f'{row["count"]}{"" if row["exact"] else " or more"}'
         yield (
-            f'  {row["kind"]} among {row["group"]}{where}: {count}, arrays of {row["size"] / MIB:.1f} MiB, '
-            f'{row["sent"] / MIB:.1f} MiB sent'
+            f'  {row["kind"]} among {row["group"]}{where}: {count}, arrays of {write_size(row["size"])}, '
+            f'{write_size(row["sent"])} sent'
         )
 
 

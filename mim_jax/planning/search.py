@@ -1,9 +1,8 @@
-"""What would make a run fit: settings that leave its batch, its masks and its learning rate as they are, tried in order."""
+"""What would make a run fit: settings that leave its batch, masks and learning rate as they are, to be tried in order."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from mim_jax.planning.measure import Fit
@@ -19,7 +18,7 @@ def list_remedies(config: Any, fit: Fit) -> list[Changes]:
     a gathering of all parameters, twice a step and micro-batch.
     """
     devices = fit.devices['count']
-    most = config.batch_size // devices
+    most = config.batch_size // fit.shards
     parts = [config.accumulate * 2**n for n in range(1, 20) if most % (config.accumulate * 2**n) == 0]
     wanted = guess_accumulation(config, fit)
     enough = next((part for part in parts if part >= wanted), parts[-1] if parts else 0)
@@ -38,14 +37,3 @@ def guess_accumulation(config: Any, fit: Fit) -> float:
     room = (fit.memory['capacity'] or math.inf) - state - fit.memory['parameters']  # and the sum of gradients
     over = fit.needed or fit.memory['peak'] or math.inf
     return config.accumulate * over / room if room > 0 else math.inf
-
-
-def try_remedies(
-    remedies: list[Changes], measure: Callable[[Changes], Fit], tries: int, first: bool
-) -> Iterator[tuple[Changes, Fit]]:
-    """Measure remedies in order, at most `tries` of them; with `first`, up to the first that fits."""
-    for changes in remedies[:tries]:
-        fit = measure(changes)
-        yield changes, fit
-        if first and fit.fits:
-            return

@@ -23,6 +23,14 @@ GENERATIONS: dict[str, tuple[dict[str, str], str]] = {
     'tpu7x': ({}, 'tpu7x:2x2x4'),
 }
 
+COMPILER_ALONE = {  # read by libtpu as it is loaded
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # no device is opened, so several programs may compile at once
+    'TPU_SKIP_MDS_QUERY': '1',  # there is no metadata server to ask; without answers it complains, unless it is told:
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-1',  # whatever the topology is
+    'TPU_STDERR_LOG_LEVEL': '3',
+}
+
 
 class NoCompiler(UserError):
     """libtpu, which holds the compiler for TPUs, is not installed."""
@@ -41,8 +49,7 @@ def describe_devices(topology: str, slices: int = 1) -> Sequence[Any]:
     generation = check_topology(topology, slices)
     check_compiler()
     jax.config.update('jax_platforms', 'cpu')
-    os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # there is no metadata server to ask
-    os.environ.setdefault('TPU_STDERR_LOG_LEVEL', '3')  # it would complain of one
+    os.environ.update(COMPILER_ALONE)
     from jax.experimental import topologies
 
     more = GENERATIONS[generation][0] | ({'num_slices': slices} if slices > 1 else {})
