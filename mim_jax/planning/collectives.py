@@ -12,6 +12,7 @@ import numpy as np
 from mim_jax.planning.hlo import Instruction, Module, visit_instructions
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute')
+BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 FUSED_SCATTER = 'all-reduce-scatter'  # how the TPU compiler names the computation of a reduce-scatter
 
 
@@ -45,15 +46,20 @@ def find_collectives(module: Module, slices: Sequence[int]) -> list[Collective]:
 
     The TPU compiler spreads an asynchronous collective over fusions that repeat it, from async-collective-start over
     async_collective_fusion to async-collective-done: the first counts. A fusion of all-reduce and slice is a reduce-scatter.
+    Between slices the hosts do the work: the program sends them what is to be reduced or gathered.
     """
     found = []
     for visit in visit_instructions(module):
         for kind, one, table in _look_inside(module, visit.computation, visit.instruction):
-            operands = sum(array.size for name in one.operands for array in table[name].arrays)
-            groups = read_groups(one.attributes, len(slices))
-            group = max(map(len, groups)) if groups else len(slices)
-            size = operands * group if kind == 'all-gather' else operands
-            crosses = None if groups is None else any(len({slices[i] for i in row}) > 1 for row in groups)
+            size = sum(array.size for name in one.operands for array in table[name].arrays)
+            if one.opcode == 'send':
+                group, crosses = len(set(slices)), True
+            else:
+                groups = read_groups(one.attributes, len(slices))
+                group = max(map(len, groups)) if groups else len(slices)
+                crosses = None if groups is None else any(len({slices[i] for i in row}) > 1 for row in groups)
+            if kind == 'all-gather':
+                size *= group
             if group > 1:
                 found.append(Collective(kind, visit.times, visit.exact, size, group, crosses))
     return found
@@ -67,6 +73,8 @@ def _look_inside(
     kind = instruction.opcode.removesuffix('-start')
     if kind in KINDS:
         yield kind, instruction, table
+    if kind == 'send' and (transfer := BETWEEN_SLICES.search(instruction.attributes)):
+        yield transfer[1].lower().replace('_', '-'), instruction, table
     if instruction.opcode != 'fusion' or instruction.name.startswith('async-collective-done'):
         return
     for called in instruction.called('calls'):

@@ -29,6 +29,15 @@ def test_a_loop_of_asynchronous_collectives_counts_each_of_them_once_a_turn():
     assert [one.sent for one in found] == [15 / 16 * 768 * 8 * 2, 15 / 16 * 512, 2 * 1 / 2 * 512]
 
 
+def test_between_slices_the_hosts_reduce_what_they_are_sent():
+    transfer = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"'
+    send = f'%send = (f32[32,4], u32[], token[]) send(%last, %token), channel_id=3, frontend_attributes={{{transfer}}}'
+    module = parse_hlo(
+        TPU.replace('  ROOT %all-reduce.2', f'  %token = token[] after-all()\n  {send}\n  ROOT %all-reduce.2')
+    )
+    assert find_collectives(module, TWO_SLICES)[2] == Collective('all-reduce', 1, True, 32 * 4 * 4, 2, True)
+
+
 def test_a_loop_of_unknown_length_is_told():
     module = parse_hlo(TPU.replace('direction=LT', 'direction=NE'))
     found = find_collectives(module, TWO_SLICES)
