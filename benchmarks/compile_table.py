@@ -40,14 +40,27 @@ def read_cells() -> dict[str, dict[str, Any]]:
     return {record['cell']: record for record in map(json.loads, lines)}
 
 
-def compile_cell(cell: str, seconds: float, texts: Path | None) -> dict[str, Any]:
-    """The record of one cell: what the program found, or how it ended."""
+def describe_arguments(cell: str) -> list[str]:
+    """The arguments of `python -m mim_jax.compile` for a cell."""
     paper, size, chip = cell.split(':')
     variant = (CONVOLUTIONAL if paper == 'mr_mae' else SIZES)[size]
+    where = ['--config', f'configs/{paper}.py:{variant}', '--topology', TOPOLOGIES[chip]]
+    return [*where, *IMAGENET, '--config.encoder.scan=true']
+
+
+def compile_cell(cell: str, seconds: float, texts: Path | None) -> dict[str, Any]:
+    """The record of one cell: what the program found, or how it ended."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / 'found.json'
-        command = [sys.executable, '-m', 'mim_jax.compile', '--config', f'configs/{paper}.py:{variant}', *IMAGENET]
-        command += ['--topology', TOPOLOGIES[chip], '--search=first', '--config.encoder.scan=true', '--out', str(out)]
+        command = [
+            sys.executable,
+            '-m',
+            'mim_jax.compile',
+            *describe_arguments(cell),
+            '--search=first',
+            '--out',
+            str(out),
+        ]
         command += ['--hlo', str(texts / f'{cell.replace(":", "_")}.txt')] if texts else []
         start = time.monotonic()
         try:

@@ -23,7 +23,7 @@ from mim_jax.errors import DataError, UserError
 from mim_jax.planning.measure import Fit, measure_fit
 from mim_jax.planning.report import describe, describe_changes
 from mim_jax.planning.search import Changes, list_remedies
-from mim_jax.planning.topology import describe_devices
+from mim_jax.planning.topology import describe_devices, find_version
 
 TRIES = 6
 PUBLISHED_SIZES = {  # of TFDS datasets: images of the split train, classes
@@ -72,7 +72,8 @@ def main(arguments: Sequence[str]) -> int:
     tried = [({}, measure({}))]
     if not tried[0][1].fits:
         tried += advise(config, tried[0][1], measure, options.search)
-    print(f'{len(tried)} compiled in {time.monotonic() - start:.0f} s by jax {jax.__version__}.')
+    compiler = f', libtpu {find_version()}' if options.topology else ''
+    print(f'{len(tried)} compiled in {time.monotonic() - start:.0f} s by jax {jax.__version__}{compiler}.')
     changes, best = min(tried, key=lambda pair: pair[1].step_seconds)
     if options.out:
         write_findings(options.out, options, overrides, tried, changes if best.fits else None)
@@ -150,6 +151,7 @@ def write_findings(
         'topology': options.topology,
         'slices': options.slices,
         'jax': jax.__version__,
+        'libtpu': find_version() if options.topology else None,
         'tried': [{'changes': changes, **to_json(fit)} for changes, fit in tried],
         'best': best,
     }

@@ -94,3 +94,8 @@ def find_pin() -> str:
         if requirement.name == 'libtpu':
             return f'libtpu{requirement.specifier}'
     return f'jax[tpu]=={jax.__version__}'
+
+
+def find_version() -> str:
+    """The release of libtpu, whose compiler it is."""
+    return metadata.version('libtpu')
