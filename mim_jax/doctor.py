@@ -132,11 +132,13 @@ def check_dataset(config: Any) -> tuple[str, int]:
 
 def check_batch(config: Any, dataset_size: int | None) -> tuple[str, bool]:
     """The effective batch and learning rate on these devices."""
-    check_devices(config, jax.device_count(), jax.process_count(), dataset_size)
-    devices = jax.device_count()
-    micro = config.batch_size // (devices * config.accumulate)
+    check_devices(config, jax.device_count(), dataset_size)
+    group = config.mesh.model
+    shards = jax.device_count() // group
+    micro = config.batch_size // (shards * config.accumulate)
+    over = f'{shards} devices' if group == 1 else f'{shards} groups of {group} devices'
     return (
-        f'{micro} images x {devices} devices x {config.accumulate} micro-batches = {config.batch_size} per step; '
+        f'{micro} images x {over} x {config.accumulate} micro-batches = {config.batch_size} per step; '
         f'peak lr {peak_lr(config):.3g} = {config.optim.base_lr:.3g} by {config.optim.lr_scaling}. If memory runs out, '
         f'raise accumulate: batch and lr stay the same'
     ), True
@@ -145,10 +147,10 @@ def check_batch(config: Any, dataset_size: int | None) -> tuple[str, bool]:
 def check_step(config: Any) -> tuple[str, int]:
     """Compile the real step and run it on real batches. The value is what a checkpoint holds, in bytes."""
     recipe, source = assemble(config)
-    program = make_program(recipe, make_mesh(config.mesh.data, config.mesh.fsdp))
+    program = make_program(recipe, make_mesh(**config.mesh))
     state = program.init()
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(to_tree(program.abstract)))
-    batches = make_loader(recipe, source).batches(0, 1 + TIMED_STEPS)
+    batches = make_loader(recipe, source, program.mesh).batches(0, 1 + TIMED_STEPS)
     times = []
     for batch in batches:
         start = time.perf_counter()

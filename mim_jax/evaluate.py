@@ -186,7 +186,7 @@ def test_encoder(origin: Origin, config: Any, name: str) -> dict[str, float]:
     bare = config.copy_and_resolve_references().unlock()
     bare.papers = ()
     recipe = replace(build(bare.lock(), 1, 1), config=config)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(**config.mesh)
     report(describe_test(origin, name))
     return bind_method(config, name, OF_ENCODER[name])(Subject(recipe, origin.weights, mesh, report))
 
@@ -201,7 +201,7 @@ def test_classifier(
         theirs.dtype = config.dtype
         return theirs.lock()
 
-    task = Task(config, make_mesh(config.mesh.data, config.mesh.fsdp), workdir.path, report, read_config)
+    task = Task(config, make_mesh(**config.mesh), workdir.path, report, read_config)
     network = read_network(origin.run, read_config(origin.run), origin.step, task)
     report(describe_test(origin, name))
     return bind_method(config, name, OF_CLASSIFIER[name])(network)

@@ -74,10 +74,10 @@ def train(config: Any, reference: Any, workdir: Workdir) -> int:
                 test = open_source(config.data, config.data.eval_split)
                 check_test(recipe, test) if recipe.predict else check_probes(config, source, test)
                 test = cache_source(test, config.data.cache, config.data.threads)
-            mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+            mesh = make_mesh(**config.mesh)
             facts |= {'recipe': recipe.name, 'total_steps': recipe.config.steps, **describe_machine()}
             describe_run(config, reference, recipe, source, facts)
-            session = Session(make_program(recipe, mesh), make_loader(recipe, source), workdir, report)
+            session = Session(make_program(recipe, mesh), make_loader(recipe, source, mesh), workdir, report)
             with contextlib.closing(session):
                 if not session.finished:
                     report(session.describe())

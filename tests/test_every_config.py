@@ -64,7 +64,7 @@ def test_two_smoke_steps_on_one_and_on_eight_devices(name):
         state, before, seen = program.init(), None, []
         before = leaves(state.params)
         step = None
-        batches = make_loader(recipe, source).batches(0, 2)
+        batches = make_loader(recipe, source, mesh).batches(0, 2)
         for local in batches:
             batch = to_global(mesh, {name: local[name] for name in recipe.inputs})
             step = step or program.step.lower(state, program.frozen, batch).compile(compiler_options=QUICK)

@@ -39,7 +39,7 @@ def line_of(workdir, weights, **settings):
 def test_a_missing_file_ends_in_a_sentence_before_any_device_is_used(kind, variant, tmp_path, capsys, monkeypatch):
     """The key, the repository, the file and the place; with the file's own settings too, whose images are not here."""
 
-    def use(*args):
+    def use(*args, **kwargs):
         raise AssertionError('a device was used')
 
     monkeypatch.setattr('mim_jax.train.make_mesh', use)

@@ -207,7 +207,8 @@ def test_a_batch_depends_on_the_step_alone(hosts):
 
     def read(first: int, last: int, parts: int) -> list[dict[str, np.ndarray]]:
         crops = {'main': Crop('rrc', 16)}
-        loaders = [Loader(source, crops, 16, seed=3, host=h, hosts=parts, threads=1) for h in range(parts)]
+        shares = np.split(np.arange(16), parts)
+        loaders = [Loader(source, crops, 16, seed=3, rows=share, threads=1) for share in shares]
         rows = zip(*(loader.batches(first, last) for loader in loaders), strict=True)
         return [{name: np.concatenate([part[name] for part in row]) for name in row[0]} for row in rows]
 
@@ -229,7 +230,7 @@ def test_masks_of_a_step_are_the_same_on_any_number_of_devices():
 
     plans = []
     for data, fsdp in ((1, 1), (2, 1), (4, 2), (8, 1)):
-        mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+        mesh = make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
         placed = jax.device_put(random_batch(recipe), batch_sharding(mesh))
         everywhere = NamedSharding(mesh, PartitionSpec())
         find = jax.jit(masked, in_shardings=(batch_sharding(mesh), everywhere))

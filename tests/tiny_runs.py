@@ -104,12 +104,13 @@ def start(
     first: Any = None,
     frozen: Any = (),
     schedule: str = 'cosine',
+    model: int = 1,
 ) -> Run:
-    """A run on data x fsdp of the eight fake devices; `first`, the first state of another, saves compiling its creation.
+    """A run on data x fsdp x model of the eight fake devices; `first`, another's first state, saves compiling its creation.
 
     The learning rate rises to 1e-3 in two steps; after STEPS it is 0, or with schedule='constant' still there.
     """
-    mesh = make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+    mesh = make_mesh(data, fsdp, model, devices=jax.devices()[: data * fsdp * model])
     rate = optim.learning_rate(schedule, 1e-3, 0.0, 2, STEPS)
     optimizer = optim.make_optimizer(recipe.config.optim, rate, recipe.decay)
     abstract = state.abstract_state(recipe, optimizer, mesh)

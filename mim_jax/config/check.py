@@ -126,7 +126,9 @@ def _find_out_of_range(flat: dict[str, Any]) -> dict[str, str]:
         elif key != 'mesh.data' and type(value) in (int, float) and value < 0:
             wrong[key] = f'{key}={value} must not be negative.'
     if flat['mesh.data'] != -1 and flat['mesh.data'] < 1:
-        wrong['mesh.data'] = f'mesh.data={flat["mesh.data"]} must be at least 1, or -1 for all devices fsdp leaves.'
+        wrong['mesh.data'] = (
+            f'mesh.data={flat["mesh.data"]} must be at least 1, or -1 for all devices fsdp and model leave.'
+        )
     return wrong
 
 

@@ -33,38 +33,45 @@ def peak_lr(config: ConfigDict) -> float:
     return config.optim.base_lr * factors[config.optim.lr_scaling]
 
 
-def check_devices(config: ConfigDict, devices: int, hosts: int, dataset_size: int | None) -> None:
+def check_devices(config: ConfigDict, devices: int, dataset_size: int | None) -> None:
     """Raise one ConfigError listing every reason why this run does not fit.
 
-    devices, hosts: of the whole run. dataset_size: images of data.split, None while unknown. config has been checked.
+    devices: of the whole run. dataset_size: images of data.split, None while unknown. config has been checked.
     """
     problems = _find_mesh_problems(config, devices)
-    batch = config.batch_size
-    unit = math.lcm(devices * config.accumulate, hosts)  # every batch that can be split is a multiple of this
-    if batch % (devices * config.accumulate):
+    batch, group = config.batch_size, config.mesh.model
+    shards = max(1, devices // group)  # the devices of a group work on the same images
+    unit = shards * config.accumulate  # every batch that can be split is a multiple of this
+    if batch % unit:
+        over = f'{devices} devices' if group == 1 else f'{shards} groups of mesh.model={group} devices'
         micro = f' x accumulate={config.accumulate}' if config.accumulate > 1 else ''
         problems.append(
-            f'batch_size={batch} does not split evenly over {devices} devices{micro}; '
-            f'batch_size={around(batch, unit)} does.'
+            f'batch_size={batch} does not split evenly over {over}{micro}; batch_size={around(batch, unit)} does.'
         )
-    elif batch % hosts:
-        problems.append(f'batch_size={batch} does not split over {hosts} hosts; batch_size={around(batch, unit)} does.')
     if dataset_size is not None:
         problems += _find_length_problems(config, dataset_size, unit)
     raise_problems(problems)
 
 
 def _find_mesh_problems(config: ConfigDict, devices: int) -> list[str]:
-    data, fsdp = config.mesh.data, config.mesh.fsdp
-    if devices % fsdp:
-        divisors = ', '.join(str(n) for n in range(1, devices + 1) if devices % n == 0)
-        return [f'mesh.fsdp={fsdp} does not divide {devices} devices; it can be {divisors}.']
-    if data not in (-1, devices // fsdp):
+    data, fsdp, model, slices = (config.mesh[name] for name in ('data', 'fsdp', 'model', 'slices'))
+    if devices % (fsdp * model):
+        product = f'mesh.fsdp={fsdp}' if model == 1 else f'mesh.fsdp={fsdp} x mesh.model={model}'
+        return [f'{product} does not divide {devices} devices; it can be {_divisors(devices)}.']
+    left = devices // (fsdp * model)
+    if data not in (-1, left):
+        by_model = '' if model == 1 else f' x mesh.model={model}'
         return [
-            f'mesh.data={data} x mesh.fsdp={fsdp} is {data * fsdp}, but there are {devices} devices; '
-            f'set mesh.data={devices // fsdp}, or -1 to take what fsdp leaves.'
+            f'mesh.data={data} x mesh.fsdp={fsdp}{by_model} is {data * fsdp * model}, but there are {devices} devices; '
+            f'set mesh.data={left}, or -1 to take what {"fsdp leaves" if model == 1 else "fsdp and model leave"}.',
         ]
+    if slices and left % slices:
+        return [f'mesh.slices={slices} does not divide mesh.data={left}; it can be {_divisors(left)}.']
     return []
+
+
+def _divisors(count: int) -> str:
+    return ', '.join(str(n) for n in range(1, count + 1) if count % n == 0)
 
 
 def _find_length_problems(config: ConfigDict, dataset_size: int, unit: int) -> list[str]:

@@ -78,8 +78,10 @@ def default_config() -> ConfigDict:
     data.on_bad_image = 'stop'  # stop, or skip: replace it and count
 
     config.mesh = mesh = ConfigDict()
-    mesh.data = -1  # devices along the data axis; -1: all that fsdp leaves
+    mesh.data = -1  # devices along the data axis; -1: all that fsdp and model leave
     mesh.fsdp = 1  # devices that share one copy of parameters and optimizer; 1: replicated
+    mesh.model = 1  # devices that share the heads and hidden units of every block, on the same images; 1: off
+    mesh.slices = 0  # groups of devices with a fast network, which must divide data; 0: as the devices say
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 0  # 0: off
@@ -132,6 +134,7 @@ COUNTS = (  # at least 1; every other number is at least 0, save mesh.data
     'encoder.depth',
     'encoder.heads',
     'mesh.fsdp',
+    'mesh.model',
     'checkpoint.keep',
     'log.every_steps',
     'probe.train_images',

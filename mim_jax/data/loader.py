@@ -100,35 +100,34 @@ class _EvalRows:
         batch['label'][k], batch['index'][k] = example.label, index
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Chunks:
     """The random-access sequence that Grain reads: chunk c holds up to CHUNK_ROWS rows of one host's part of one step.
 
-    The host's part of step s is the `size` rows from position s*stride + offset on.
+    The host's part of step s are the positions s*stride + numbers.
     """
 
     rows: _Rows
     start_step: int
     stop_step: int
     stride: int
-    offset: int
-    size: int
+    numbers: np.ndarray
 
     @property
     def per_step(self) -> int:
-        return -(-self.size // CHUNK_ROWS)
+        return -(-len(self.numbers) // CHUNK_ROWS)
 
     def __len__(self) -> int:
         return max(0, self.stop_step - self.start_step) * self.per_step
 
     def __getitem__(self, chunk: int) -> dict[str, np.ndarray]:
         step, part = divmod(chunk, self.per_step)
-        first, last = part * CHUNK_ROWS, min((part + 1) * CHUNK_ROWS, self.size)
-        start = (self.start_step + step) * self.stride + self.offset
-        batch = {name: np.empty((last - first, c.size, c.size, 3), np.uint8) for name, c in self.rows.crops.items()}
-        batch |= {name: np.empty(last - first, np.int32) for name in _FIELDS}
-        for row in range(first, last):
-            self.rows.fill(batch, row - first, start + row)
+        numbers = self.numbers[part * CHUNK_ROWS : (part + 1) * CHUNK_ROWS]
+        start = (self.start_step + step) * self.stride
+        batch = {name: np.empty((len(numbers), c.size, c.size, 3), np.uint8) for name, c in self.rows.crops.items()}
+        batch |= {name: np.empty(len(numbers), np.int32) for name in _FIELDS}
+        for k, number in enumerate(numbers.tolist()):
+            self.rows.fill(batch, k, start + number)
         return batch
 
 
@@ -185,7 +184,8 @@ class Loader:
 
     Args:
       crops: name -> crop; each batch holds every crop of the same images, with independent randomness.
-      batch_size: the global one; host h of `hosts` gets the rows [h*B/hosts, (h+1)*B/hosts).
+      batch_size: the global one.
+      rows: numbers i[b] within the global batch, of the rows that this host reads, in this order; None: all of them.
       workers: processes beside this one, each with its own copy of the source and its share of `threads`. 0: none.
       on_bad_image: 'stop' raises BadImage; 'skip' takes the next example of the epoch's order in its place.
 
@@ -204,8 +204,7 @@ class Loader:
         crops: Mapping[str, Crop],
         batch_size: int,
         seed: int,
-        host: int = 0,
-        hosts: int = 1,
+        rows: np.ndarray | None = None,
         threads: int = 16,
         workers: int = 0,
         on_bad_image: str = 'stop',
@@ -215,28 +214,25 @@ class Loader:
                 f'batch_size={batch_size} is more than the {len(source)} images of {source.description}; '
                 'use a smaller batch_size or more data.'
             )
-        if batch_size < 1 or batch_size % hosts:
-            raise ConfigError(
-                f'batch_size={batch_size} does not divide among {hosts} hosts; use a multiple of {hosts}.'
-            )
+        if batch_size < 1:
+            raise ConfigError(f'batch_size={batch_size} must be at least 1.')
         if threads < 1 or workers < 0:
             raise ConfigError(f'data.threads={threads} must be at least 1 and data.workers={workers} at least 0.')
         if set(crops) & set(_FIELDS):
             raise ConfigError(f'A crop cannot be called {" or ".join(_FIELDS)}: these are other parts of a batch.')
         self._rows = _TrainRows(source, dict(crops), seed, _skips(on_bad_image))
-        self._batch_size, self._host, self._hosts = batch_size, host, hosts
+        self._batch_size, self._numbers = batch_size, np.arange(batch_size) if rows is None else rows
         self._threads, self._workers = _useful_threads(source, crops, threads), workers
         self.bad_images: collections.Counter[str] = collections.Counter()
         self.dataset = f'{len(source)} images (fingerprint {source.fingerprint})'
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """This host's batches of the steps [start_step, stop_step); b = batch_size / hosts.
+        """This host's rows of the batches of the steps [start_step, stop_step).
 
         Yields:
           {crop name: u8[b, S, S, 3], 'label': i32[b], 'index': i32[b]}. Close the iterator to stop reading ahead.
         """
-        size = self._batch_size // self._hosts
-        chunks = _Chunks(self._rows, start_step, stop_step, self._batch_size, self._host * size, size)
+        chunks = _Chunks(self._rows, start_step, stop_step, self._batch_size, self._numbers)
         with contextlib.closing(_read_batches(chunks, self._threads, self._workers)) as batches:
             for batch in batches:
                 bad = batch.pop('bad')
@@ -271,7 +267,7 @@ def eval_batches(
     """
     indices = np.sort(epoch_order(seed, 0, len(source))[:limit])
     rows = _EvalRows(source, {'image': crop}, seed, _skips(on_bad_image), indices)
-    chunks = _Chunks(rows, 0, -(-len(indices) // batch_size), batch_size, 0, batch_size)
+    chunks = _Chunks(rows, 0, -(-len(indices) // batch_size), batch_size, np.arange(batch_size))
     threads = _useful_threads(source, rows.crops, threads)
     with contextlib.closing(_read_batches(chunks, threads, 0)) as batches:
         for batch in batches:

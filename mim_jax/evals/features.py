@@ -7,14 +7,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mim_jax.parallel.hosts import to_global
+from mim_jax.parallel.hosts import local_rows, to_global
+from mim_jax.parallel.mesh import batch_shards
 
 BATCH = 256
 
 
 def eval_batch(mesh: Mesh) -> int:
-    """Images that are evaluated at a time: 256, rounded up to a multiple of the devices."""
-    return -(-BATCH // mesh.size) * mesh.size
+    """Images that are evaluated at a time: 256, rounded up to a multiple of what the mesh splits a batch into."""
+    shards = batch_shards(mesh)
+    return -(-BATCH // shards) * shards
 
 
 def run_batches(
@@ -36,7 +38,7 @@ def run_batches(
 
     pending = None
     for batch in batches:
-        images = batch['image'] if mesh is None else to_global(mesh, {'image': own_rows(batch['image'])})['image']
+        images = batch['image'] if mesh is None else to_global(mesh, {'image': own_rows(batch['image'], mesh)})['image']
         running = compute(images), batch
         if pending:  # fetched while the device works on the next batch
             yield fetch(*pending)
@@ -45,10 +47,10 @@ def run_batches(
         yield fetch(*pending)
 
 
-def own_rows(images: np.ndarray) -> np.ndarray:
-    """This host's contiguous share of a batch that every host has read."""
-    share = len(images) // jax.process_count()
-    return images[jax.process_index() * share : (jax.process_index() + 1) * share]
+def own_rows(images: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """What this host's devices hold of a batch that every host has read."""
+    rows = local_rows(mesh, len(images))
+    return images if len(rows) == len(images) else images[rows]
 
 
 def extract_features(

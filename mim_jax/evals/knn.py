@@ -6,10 +6,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mim_jax.errors import ConfigError, DataError, UserError
-from mim_jax.parallel.mesh import AXES, batch_sharding, replicated
+from mim_jax.parallel.mesh import AXES, replicated
 
 NEIGHBOURS = (10, 20, 100, 200)
 HEADLINE = 20
@@ -113,7 +113,7 @@ def split_bank(features: np.ndarray, labels: np.ndarray, mesh: Mesh, block: int)
 
     padded = np.full((blocks, block), -1, np.int32)
     padded.ravel()[: len(labels)] = labels
-    rows = batch_sharding(mesh)
+    rows = NamedSharding(mesh, PartitionSpec(AXES))  # of the bank, which is no batch: over all devices
     return (
         jax.make_array_from_callback((blocks, block, width), rows, read_features),
         jax.make_array_from_callback(padded.shape, rows, padded.__getitem__),

@@ -102,7 +102,7 @@ def begin_from(origin: Origin, config: Any, workdir: Workdir) -> None:
             check_begun_with(workdir.path, mine)
             return
     recipe, _ = open_run(config)
-    program = make_program(recipe, make_mesh(config.mesh.data, config.mesh.fsdp))
+    program = make_program(recipe, make_mesh(**config.mesh))
     wanted = {path: leaf.shape for path, leaf in wanted_arrays(program, 'encoder').items()}
     arrays = dict(read_weights(origin.weights).arrays)
     if not any(path.startswith(FINAL_NORM) for path in wanted):  # a classifier with a norm of its own

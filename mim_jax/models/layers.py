@@ -1,5 +1,6 @@
 """Transformer parts: activations, attention, MLP, pre-norm block, and stacks of blocks unrolled, scanned or rematerialised."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mim_jax.parallel.activations import keep_split
+from mim_jax.parallel.activations import keep_model_split, keep_split, splits_model, use_by_head
 
 Dtype = Any
 Initializer = nn.initializers.Initializer
@@ -96,6 +97,37 @@ def layer_norm(dtype: Dtype, name: str | None = None, epsilon: float = 1e-6) -> 
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
+class QueriesKeysValues(nn.Module):
+    """Three vectors per head by one matrix product: kernel (D, 3I), I = heads * head_width, ordered [q | k | v], each
+    head-major. Where several devices share the heads, the product is held split by them, which no contiguous part of
+    the kernel's columns would be.
+    """
+
+    heads: int
+    head_width: int
+    use_bias: bool
+    kernel_init: Initializer
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, qv_bias: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+        """f[B,T,D], biases f[I] of queries and of values beside its own -> f[B,T,3,heads,head_width]."""
+        parts = (3, self.heads, self.head_width)
+        kernel = self.param('kernel', self.kernel_init, (x.shape[-1], math.prod(parts)))
+        bias = self.param('bias', nn.initializers.zeros, (math.prod(parts),)) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if splits_model():
+            kernel = use_by_head(kernel.reshape(-1, *parts))
+        packed = jnp.tensordot(x, kernel, axes=1)
+        if bias is not None:
+            packed = packed + bias.reshape(1, 1, *kernel.shape[1:])
+        if qv_bias is not None:
+            q_bias, v_bias = qv_bias
+            added = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(packed.dtype)
+            packed = packed + added.reshape(kernel.shape[1:])
+        return keep_model_split(packed.reshape(*x.shape[:2], *parts), 3)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; softmax in fp32, scale head_width^-1/2, head_width = D // heads (rounded down).
 
@@ -119,19 +151,19 @@ class Attention(nn.Module):
         b, length, width = x.shape
         scheme, head_width = SCHEMES[self.scheme], width // self.heads
         inner = self.heads * head_width
-        packed = nn.Dense(
-            3 * inner, use_bias=self.qkv_bias == 'all', kernel_init=scheme.qkv, dtype=self.dtype, name='qkv'
-        )(x)
+        project = QueriesKeysValues(
+            self.heads, head_width, self.qkv_bias == 'all', scheme.qkv, dtype=self.dtype, name='qkv'
+        )
+        qv_bias = None
         if self.qkv_bias == 'qv':
-            q_bias, v_bias = (self.param(name, nn.initializers.zeros, (inner,)) for name in ('q_bias', 'v_bias'))
-            packed = packed + jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(packed.dtype)
-        queries, keys, values = jnp.moveaxis(packed.reshape(b, length, 3, self.heads, head_width), 2, 0)
+            qv_bias = tuple(self.param(name, nn.initializers.zeros, (inner,)) for name in ('q_bias', 'v_bias'))
+        queries, keys, values = jnp.moveaxis(project(x, qv_bias), 2, 0)
         logits = jnp.einsum('bqhd,bkhd->bhqk', queries, keys, preferred_element_type=jnp.float32)
         logits = logits * head_width**-0.5
         if bias is not None:
             logits = logits + bias
         weights = jax.nn.softmax(logits).astype(self.dtype)
-        mixed = jnp.einsum('bhqk,bkhd->bqhd', weights, values).reshape(b, length, inner)
+        mixed = keep_model_split(jnp.einsum('bhqk,bkhd->bqhd', weights, values), 2).reshape(b, length, inner)
         out = nn.Dense(width, kernel_init=residual_init(scheme, layer), dtype=self.dtype, name='out')(mixed)
         return out, (queries, keys)
 
@@ -149,7 +181,7 @@ class Mlp(nn.Module):
         """f[B,T,D] -> f[B,T,D]; layer as in Attention."""
         scheme = SCHEMES[self.scheme]
         hidden = nn.Dense(self.hidden, kernel_init=scheme.linear, dtype=self.dtype, name='fc1')(x)
-        y = ACTIVATIONS[self.activation](hidden)
+        y = ACTIVATIONS[self.activation](keep_model_split(hidden, -1))
         return nn.Dense(x.shape[-1], kernel_init=residual_init(scheme, layer), dtype=self.dtype, name='fc2')(y)
 
 

@@ -33,13 +33,18 @@ class Rule(NamedTuple):
     optional: bool = False
 
 
-# The residual width is what is split: one axis of every large matrix of a ViT. Small arrays are copied: the
-# partitioner would otherwise rematerialise the activations they are added to. Every recipe has
-# blocks, so a rule for them that matches nothing is a mistake; the last one says what happens to everything else.
+# 'fsdp' splits the residual width: one axis of every large matrix of a ViT. Small arrays are copied: the partitioner would
+# otherwise rematerialise the activations they are added to. 'model' splits heads and hidden units; of qkv's columns
+# [q | k | v] no contiguous part is a set of heads, so they are stored split by rows and used split by heads
+# (models/layers.QueriesKeysValues). Every recipe has blocks, so a rule for them that matches nothing is a mistake; the
+# last one says what happens to everything else.
 RULES = (
+    Rule(r'(^|/)mlp/fc1/bias$', PartitionSpec('model')),
+    Rule(r'(^|/)attn/[qv]_bias$', PartitionSpec('model'), optional=True),
     Rule(r'(^|/)(bias|scale|cls_token|mask_token)$', PartitionSpec()),
-    Rule(r'(^|/)(attn/qkv|mlp/fc1)/kernel$', PartitionSpec('fsdp', None)),
-    Rule(r'(^|/)(attn/out|mlp/fc2)/kernel$', PartitionSpec(None, 'fsdp')),
+    Rule(r'(^|/)attn/qkv/kernel$', PartitionSpec(('fsdp', 'model'), None)),
+    Rule(r'(^|/)mlp/fc1/kernel$', PartitionSpec('fsdp', 'model')),
+    Rule(r'(^|/)(attn/out|mlp/fc2)/kernel$', PartitionSpec('model', 'fsdp')),
     Rule(r'(^|/)depthwise/kernel$', PartitionSpec(), optional=True),
     Rule('.*', AUTO, optional=True),
 )
@@ -90,14 +95,26 @@ def _spec(path: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> Partitio
         raise ConfigError(f'Sharding rule {rule.pattern!r} names {len(rule.spec)} axes, but {path} has shape {shape}.')
     # An empty spec, P(), stays empty: a full copy.
     spec = PartitionSpec(*[None] * missing, *rule.spec) if rule.spec else rule.spec
+    if mesh.shape['model'] == 1:
+        spec = _without_model(spec)
     for axis, names in enumerate(spec):
-        parts = math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names or ()))
+        parts = math.prod(mesh.shape[name] for name in _listed(names))
         if shape[axis] % parts:
             raise ConfigError(
                 f'{path} has shape {shape}, and mesh axis {names} splits its axis {axis} into {parts} parts: '
                 f'choose a number that divides {shape[axis]}.'
             )
     return spec
+
+
+def _without_model(spec: PartitionSpec) -> PartitionSpec:
+    """What a spec says where there is no axis 'model': the same placement as one that does not name it."""
+    left = [tuple(name for name in _listed(names) if name != 'model') or None for names in spec]
+    return PartitionSpec(*left) if any(left) else PartitionSpec()
+
+
+def _listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names or ()
 
 
 def _auto_spec(shape: tuple[int, ...], parts: int, ndim: int) -> PartitionSpec:

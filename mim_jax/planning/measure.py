@@ -71,7 +71,7 @@ def measure_fit(config: Any, images: int, classes: int, devices: Sequence[Any]) 
 
     Raises ConfigError for a batch or a mesh that does not fit the devices, as a run would.
     """
-    check_devices(config, len(devices), len({device.process_index for device in devices}), images)
+    check_devices(config, len(devices), images)
     with sizes_as_published():
         recipe = build(config, images, classes)
     program = plan_program(recipe, make_mesh(**config.mesh, devices=devices))

@@ -21,6 +21,7 @@ from mim_jax.data.subsets import open_training
 from mim_jax.errors import ConfigError
 from mim_jax.forward import create_parameters
 from mim_jax.methods import build
+from mim_jax.parallel.hosts import local_rows
 from mim_jax.parallel.mesh import batch_sharding
 from mim_jax.parallel.rules import shardings
 from mim_jax.recipe import Recipe
@@ -35,7 +36,7 @@ def open_run(config: Any) -> tuple[Recipe, Source]:
     if jax.process_count() > 1:
         raise ConfigError('Runs over several hosts are not supported yet; start one process.')
     source = open_training(config.data)
-    check_devices(config, jax.device_count(), jax.process_count(), len(source))
+    check_devices(config, jax.device_count(), len(source))
     return build(config, len(source), source.num_classes), source
 
 
@@ -45,8 +46,8 @@ def assemble(config: Any) -> tuple[Recipe, Source]:
     return recipe, cache_source(source, config.data.cache, config.data.threads)
 
 
-def make_loader(recipe: Recipe, source: Source) -> Loader:
-    """This host's share of every global batch; each crop of the recipe has its own random stream."""
+def make_loader(recipe: Recipe, source: Source, mesh: Mesh) -> Loader:
+    """This host's rows of every global batch; each crop of the recipe has its own random stream."""
     config, data = recipe.config, recipe.config.data
     crop = Crop(
         *(
@@ -65,8 +66,7 @@ def make_loader(recipe: Recipe, source: Source) -> Loader:
         dict.fromkeys(recipe.crops, crop),
         config.batch_size,
         config.seed,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        rows=local_rows(mesh, config.batch_size),
         threads=data.threads,
         workers=data.workers,
         on_bad_image=data.on_bad_image,

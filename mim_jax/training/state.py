@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -10,10 +11,11 @@ import optax
 from flax import struct, traverse_util
 from jax.sharding import Mesh
 
+from mim_jax.errors import ConfigError
 from mim_jax.forward import create_parameters
 from mim_jax.parallel.mesh import replicated
 from mim_jax.parallel.rules import flatten_with_paths, shardings
-from mim_jax.recipe import Recipe
+from mim_jax.recipe import Frozen, Recipe
 
 Tree = dict[str, Any]
 
@@ -41,12 +43,28 @@ def create_state(recipe: Recipe, optimizer: optax.GradientTransformation, root_k
 
 
 def abstract_state(recipe: Recipe, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state; nothing is allocated."""
+    """Shapes, dtypes and shardings of the state; nothing is allocated. Raises ConfigError where the mesh does not fit."""
     key = jax.random.key(recipe.config.seed)
     shapes = jax.eval_shape(lambda key: create_state(recipe, optimizer, key), key)
+    check_heads(recipe, shapes.params, mesh.shape['model'])
     whole = 'encoder' in shapes.params  # a frozen one is not part of the state
     specs = shardings(shapes.replace(root_key=()), mesh, whole=whole).replace(root_key=replicated(mesh))
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, specs)
+
+
+def check_heads(recipe: Recipe, params: Tree, model: int) -> None:
+    """Raise ConfigError where `model` devices cannot share the heads of a part evenly; params {role: tree}, of shapes."""
+    attending = [role for role, tree in params.items() if any('/attn/' in f'/{p}' for p, _ in flatten_with_paths(tree))]
+    heads = {role: recipe.module(role).heads for role in attending}
+    frozen = {name: t.encoder for name, t in recipe.teachers.items() if isinstance(t, Frozen)}
+    heads |= {f'teacher {name}': encoder.heads for name, encoder in frozen.items()}
+    if any(number % model for number in heads.values()):
+        listed = ', '.join(f'{part} {number}' for part, number in heads.items())
+        fits = math.gcd(*heads.values())
+        divisors = ', '.join(str(n) for n in range(1, fits + 1) if fits % n == 0)
+        raise ConfigError(
+            f'mesh.model={model} must divide the heads of every attention, and there are: {listed}; it can be {divisors}.'
+        )
 
 
 def state_shardings(abstract: TrainState) -> TrainState:

@@ -110,14 +110,17 @@ def test_all_contradictions_are_reported_at_once():
 @pytest.mark.parametrize(
     ('overrides', 'arguments', 'expected'),
     [
-        ('', (3, 1, None), 'batch_size=4096 does not split evenly over 3 devices; batch_size=4095 or 4098 does.'),
-        ('accumulate=4 batch_size=100', (8, 2, None), '8 devices x accumulate=4; batch_size=96 or 128 does.'),
-        ('batch_size=8', (8, 3, None), 'batch_size=8 does not split over 3 hosts; batch_size=24 does.'),
-        ('mesh.data=5', (8, 1, None), 'mesh.data=5 x mesh.fsdp=1 is 5, but there are 8 devices; set mesh.data=8'),
-        ('mesh.fsdp=3', (8, 1, None), 'mesh.fsdp=3 does not divide 8 devices; it can be 1, 2, 4, 8.'),
-        ('', (8, 1, 1000), "larger than the 1000 images of 'imagenet2012' (train); use batch_size=1000 or less."),
-        ('', (64, 1, 50), 'so is the smallest batch these devices can share, 64.'),
-        ('steps=100 batch_size=100', (1, 1, 5000), 'is 2000 steps (5000 images in batches of 100), but the run has'),
+        ('', (3, None), 'batch_size=4096 does not split evenly over 3 devices; batch_size=4095 or 4098 does.'),
+        ('accumulate=4 batch_size=100', (8, None), '8 devices x accumulate=4; batch_size=96 or 128 does.'),
+        ('batch_size=6 mesh.model=2', (8, None), 'over 4 groups of mesh.model=2 devices; batch_size=4 or 8 does.'),
+        ('mesh.fsdp=4 mesh.model=4', (8, None), 'mesh.fsdp=4 x mesh.model=4 does not divide 8 devices; it can be 1, 2, 4'),
+        ('mesh.data=1 mesh.model=2', (8, None), 'mesh.data=1 x mesh.fsdp=1 x mesh.model=2 is 2, but there are 8 devices;'),
+        ('mesh.fsdp=4 mesh.slices=4', (8, None), 'mesh.slices=4 does not divide mesh.data=2; it can be 1, 2.'),
+        ('mesh.data=5', (8, None), 'mesh.data=5 x mesh.fsdp=1 is 5, but there are 8 devices; set mesh.data=8'),
+        ('mesh.fsdp=3', (8, None), 'mesh.fsdp=3 does not divide 8 devices; it can be 1, 2, 4, 8.'),
+        ('', (8, 1000), "larger than the 1000 images of 'imagenet2012' (train); use batch_size=1000 or less."),
+        ('', (64, 50), 'so is the smallest batch these devices can share, 64.'),
+        ('steps=100 batch_size=100', (1, 5000), 'is 2000 steps (5000 images in batches of 100), but the run has'),
     ],
 )  # fmt: skip
 def test_a_run_that_does_not_fit_says_what_would(overrides, arguments, expected):
@@ -126,10 +129,11 @@ def test_a_run_that_does_not_fit_says_what_would(overrides, arguments, expected)
 
 
 def test_runs_that_fit_pass():
-    check_devices(load('--config.steps=100000', '--config.epochs=0'), 8, 1, 1_281_167)  # steps count, epochs do not
-    check_devices(load('--config.steps=100000', '--config.epochs=1'), 8, 1, 1_281_167)
-    check_devices(load(), 256, 64, 1_281_167)
-    check_devices(load('--config.mesh.data=4', '--config.mesh.fsdp=2', '--config.accumulate=4'), 8, 2, 1_281_167)
+    check_devices(load('--config.steps=100000', '--config.epochs=0'), 8, 1_281_167)  # steps count, epochs do not
+    check_devices(load('--config.steps=100000', '--config.epochs=1'), 8, 1_281_167)
+    check_devices(load(), 256, 1_281_167)
+    check_devices(load('--config.batch_size=8', '--config.mesh.model=4', '--config.mesh.slices=8'), 32, 1_281_167)
+    check_devices(load('--config.mesh.data=4', '--config.mesh.fsdp=2', '--config.accumulate=4'), 8, 1_281_167)
 
 
 def test_lengths_are_exact_and_rates_follow_their_rule():

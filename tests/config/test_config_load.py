@@ -134,7 +134,7 @@ def test_a_missing_config_file_names_the_nearest():
 def test_every_variant_passes_the_checks(variants):
     config = load('--config.data.dir=somewhere', variants=variants)
     size = {'cifar10': 10_000, 'imagenet_sample': 800, 'digits': 1437, '': 1_281_167}
-    check_devices(config, 1, 1, size.get(config.data.name or config.data.source, 1_281_167))
+    check_devices(config, 1, size.get(config.data.name or config.data.source, 1_281_167))
 
 
 def test_smoke_is_tiny_and_its_order_does_not_matter():

@@ -25,15 +25,16 @@ def block(*lead):
             'out': {'kernel': struct(*lead, WIDTH, WIDTH)},
         },
         'mlp': {
-            'fc1': {'kernel': struct(*lead, WIDTH, 4 * WIDTH)},
+            'fc1': {'kernel': struct(*lead, WIDTH, 4 * WIDTH), 'bias': struct(*lead, 4 * WIDTH)},
             'fc2': {'kernel': struct(*lead, 4 * WIDTH, WIDTH)},
         },
         'norm1': {'scale': struct(*lead, WIDTH)},
     }
 
 
-def specs(tree, fsdp=4, rules=RULES, whole=True):
-    return {path: s.spec for path, s in flatten_with_paths(shardings(tree, make_mesh(fsdp=fsdp), rules, whole))}
+def specs(tree, fsdp=4, rules=RULES, whole=True, model=1):
+    mesh = make_mesh(fsdp=fsdp, model=model)
+    return {path: s.spec for path, s in flatten_with_paths(shardings(tree, mesh, rules, whole))}
 
 
 def test_vit_table_covers_parameters_moments_and_teachers():
@@ -60,6 +61,7 @@ def test_vit_table_covers_parameters_moments_and_teachers():
         'encoder/block_00/attn/qkv/bias': P(),
         'encoder/block_00/attn/out/kernel': P(None, 'fsdp'),
         'encoder/block_00/mlp/fc1/kernel': P('fsdp', None),
+        'encoder/block_00/mlp/fc1/bias': P(),
         'encoder/block_00/mlp/fc2/kernel': P(None, 'fsdp'),
         'encoder/block_00/norm1/scale': P(),
         'decoder/pixels/mask_token': P(),
@@ -78,6 +80,30 @@ def test_depth_axis_of_scanned_blocks_is_never_split():
     assert found['encoder/blocks/mlp/fc2/kernel'] == P(None, None, 'fsdp')
     assert found['encoder/blocks/extra/wide'] == P(None, None, 'fsdp')
     assert all(len(spec) == 0 or spec[0] is None for spec in found.values())
+
+
+def test_heads_and_hidden_units_are_split_over_model():
+    """And everything else as without it: copied over the group."""
+    params = {'block_00': block(), 'blocks': block(16), 'patch_embed': {'kernel': struct(768, WIDTH)}}
+    params['block_00']['attn'] |= {'q_bias': struct(WIDTH), 'v_bias': struct(WIDTH)}
+    found = specs({'params': params, 'opt_state': jax.eval_shape(optax.adam(1e-3).init, params)}, fsdp=2, model=4)
+    expected = {
+        'block_00/attn/qkv/kernel': P(('fsdp', 'model'), None),
+        'block_00/attn/qkv/bias': P(),
+        'block_00/attn/q_bias': P('model'),
+        'block_00/attn/v_bias': P('model'),
+        'block_00/attn/out/kernel': P('model', 'fsdp'),
+        'block_00/mlp/fc1/kernel': P('fsdp', 'model'),
+        'block_00/mlp/fc1/bias': P('model'),
+        'block_00/mlp/fc2/kernel': P('model', 'fsdp'),
+        'block_00/norm1/scale': P(),
+        'blocks/attn/qkv/kernel': P(None, ('fsdp', 'model'), None),
+        'blocks/mlp/fc1/bias': P(None, 'model'),
+        'blocks/mlp/fc2/kernel': P(None, 'model', 'fsdp'),
+        'patch_embed/kernel': P('fsdp', None),
+    }
+    for prefix in ('params', 'opt_state/0/mu'):
+        assert {path: found[f'{prefix}/{path}'] for path in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -117,6 +143,8 @@ def test_refusals_name_the_rule_or_the_path():
         shardings(tree, make_mesh(), (Rule('w$', P('fsdp', None, None)),))
     with pytest.raises(ConfigError, match=r'qkv/kernel has shape \(36, 108\).*fsdp splits its axis 0 into 8 parts'):
         shardings({'attn': {'qkv': {'kernel': struct(36, 108)}}}, make_mesh(fsdp=8))
+    with pytest.raises(ConfigError, match=r'fc2/kernel has shape \(36, 16\).*model splits its axis 0 into 8 parts'):
+        shardings({'mlp': {'fc2': {'kernel': struct(36, 16)}}}, make_mesh(model=8))
 
 
 def test_sharded_step_agrees_with_one_device():
@@ -138,13 +166,13 @@ def test_sharded_step_agrees_with_one_device():
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
 
     expected = jax.jit(step)(params, images)
-    for fsdp in (1, 2, 8):
-        mesh = make_mesh(fsdp=fsdp)
-        placed = shardings(params, mesh)
+    for fsdp, model in ((1, 1), (2, 1), (8, 1), (2, 4)):
+        mesh = make_mesh(fsdp=fsdp, model=model)
+        placed = shardings(params, mesh, whole=False)
         stepped = jax.jit(step, out_shardings=placed)(
             jax.device_put(params, placed), jax.device_put(images, batch_sharding(mesh))
         )
         for (path, got), (_, want) in zip(flatten_with_paths(stepped), flatten_with_paths(expected), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6, err_msg=path)
         kernel = stepped['mlp']['fc1']['kernel']
-        assert kernel.addressable_shards[0].data.shape == (64 // fsdp, 256)
+        assert kernel.addressable_shards[0].data.shape == (64 // fsdp, 256 // model)

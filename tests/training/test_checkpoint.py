@@ -30,19 +30,21 @@ def test_round_trip_is_bit_exact(checkpoints, lines):
     assert_identical(tree, make_state(20))
 
 
-@pytest.mark.parametrize(('devices', 'fsdp'), [(8, 4), (8, 1), (2, 2)])
-def test_restore_on_another_mesh(checkpoints, devices, fsdp):
-    mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
+@pytest.mark.parametrize('sizes', [(2, 4), (8, 1), (1, 2), (2, 2, 2), (1, 1, 8)])
+def test_restore_on_another_mesh(checkpoints, sizes):
+    data, fsdp, model = (*sizes, 1)[:3]
+    mesh = make_mesh(data, fsdp, model, devices=jax.devices()[: data * fsdp * model])
     tree, step, _ = checkpoints.restore(abstract(make_state(), mesh))
     assert step == 20
     assert_identical(tree, make_state(20))
     kernel = tree['params']['encoder']['block_00']['mlp']['fc1']['kernel']
-    assert len(kernel.addressable_shards) == devices
-    assert kernel.addressable_shards[0].data.shape == (64 // fsdp, 256)
+    assert len(kernel.addressable_shards) == mesh.size
+    assert kernel.addressable_shards[0].data.shape == (64 // fsdp, 256 // model)
 
 
-def test_sharded_save_restores_on_one_device(tmp_path):
-    mesh = make_mesh(fsdp=8)
+@pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)])
+def test_sharded_save_restores_on_one_device(sizes, tmp_path):
+    mesh = make_mesh(*sizes)
     state = make_state(3)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, jax.device_put(state, shardings(state, mesh, whole=False)))

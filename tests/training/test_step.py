@@ -38,23 +38,23 @@ def batches(recipe):
 
 @pytest.fixture(scope='module')
 def runs(recipe):
-    """(data, fsdp, accumulate) -> Run; every one is compiled once, and the state is created once."""
+    """(data, fsdp, accumulate, model) -> Run; every one is compiled once, and the state is created once."""
 
     @functools.cache
-    def run(data, fsdp, accumulate):
-        first = None if (data, fsdp, accumulate) == (1, 1, 1) else run(1, 1, 1).first
-        return start(recipe, data, fsdp, accumulate, first)
+    def run(data, fsdp, accumulate, model=1):
+        first = None if (data, fsdp, accumulate, model) == (1, 1, 1, 1) else run(1, 1, 1).first
+        return start(recipe, data, fsdp, accumulate, first, model=model)
 
     return run
 
 
 @pytest.fixture(scope='module')
 def train(runs, batches):
-    """(data, fsdp, accumulate) -> last state, losses f[20], masks bool[20,16,16], logs."""
+    """(data, fsdp, accumulate, model) -> last state, losses f[20], masks bool[20,16,16], logs."""
 
     @functools.cache
-    def train(data, fsdp, accumulate):
-        state, logs = runs(data, fsdp, accumulate).train(batches)
+    def train(data, fsdp, accumulate, model=1):
+        state, logs = runs(data, fsdp, accumulate, model).train(batches)
         masks = np.stack([log['watch/masks'] for log in logs]) * accumulate
         assert np.isin(masks, [0, 1]).all()
         return state, np.array([log['loss/total'] for log in logs]), masks == 1, logs
@@ -62,10 +62,10 @@ def train(runs, batches):
     return train
 
 
-@pytest.mark.parametrize(('data', 'fsdp'), [(2, 1), (8, 1), (2, 4)])
-def test_devices_change_neither_masks_nor_losses(train, data, fsdp):
+@pytest.mark.parametrize(('data', 'fsdp', 'model'), [(2, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)])
+def test_devices_change_neither_masks_nor_losses(train, data, fsdp, model):
     _, losses, masks, _ = train(1, 1, 1)
-    _, others, other_masks, _ = train(data, fsdp, 1)
+    _, others, other_masks, _ = train(data, fsdp, 1, model)
     np.testing.assert_array_equal(other_masks, masks)
     np.testing.assert_allclose(others, losses, rtol=1e-5)
 
@@ -119,15 +119,30 @@ def test_parameters_moments_and_batch_are_really_split(train):
     assert {shard.data.nbytes for shard in copied.addressable_shards} == {copied.nbytes}
 
 
+def test_heads_and_hidden_units_are_really_shared(train):
+    state = train(2, 2, 1, 2)[0]
+    for tree in (state.params, state.opt_state[1].mu, state.opt_state[1].nu):
+        block = tree['encoder']['block_00']
+        for kernel, shape in (
+            (block['attn']['qkv']['kernel'], (4, 48)),
+            (block['attn']['out']['kernel'], (8, 8)),
+            (block['mlp']['fc1']['kernel'], (8, 32)),
+            (block['mlp']['fc2']['kernel'], (32, 8)),
+        ):
+            assert {shard.data.shape for shard in kernel.addressable_shards} == {shape}
+            assert len({str(shard.index) for shard in kernel.addressable_shards}) == 4
+        assert {shard.data.shape for shard in block['mlp']['fc1']['bias'].addressable_shards} == {(32,)}
+
+
 def test_fsdp_saves_the_memory_it_promises(train):
     def bytes_of_a_device(state):
         device = jax.devices()[0]
         arrays = jax.tree.leaves((state.params, state.opt_state))
         return sum(s.data.nbytes for a in arrays for s in a.addressable_shards if s.device == device)
 
-    assert bytes_of_a_device(train(2, 4, 1)[0]) < 0.55 * bytes_of_a_device(
-        train(8, 1, 1)[0]
-    )  # the rest is biases and norms
+    copied = bytes_of_a_device(train(8, 1, 1)[0])
+    assert bytes_of_a_device(train(2, 4, 1)[0]) < 0.55 * copied  # the rest is biases and norms
+    assert bytes_of_a_device(train(2, 2, 1, 2)[0]) < 0.55 * copied
 
 
 def test_the_state_is_donated(runs, batches):
