@@ -18,7 +18,7 @@ from mim_jax.weights.towers import sizes_as_published
 ROOT = Path(__file__).parents[1]
 LISTING = ROOT / 'tests' / 'golden' / 'shardings.txt'
 NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-MESHES = {'v4-32': {'data': 4, 'fsdp': 4}, 'v5e-256': {'data': 16, 'fsdp': 16}}
+MESHES = {'v4-32': {'data': 2, 'fsdp': 4, 'model': 2}, 'v5e-256': {'data': 16, 'fsdp': 16}}
 ON_MCMAE = ('mcmae', 'mr_mae')
 
 
