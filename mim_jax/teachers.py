@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mim_jax.networks import prune_tree
 from mim_jax.recipe import Frozen, Recipe
+from mim_jax.weights.encoders import describe_encoder
 
 Tree = dict[str, Any]
 
@@ -56,6 +57,12 @@ def _toward(held: Tree, source: Mapping[str, Tree], rate: Any) -> Tree:
 def load_frozen(recipe: Recipe) -> dict[str, Tree]:
     """{name: parameters} of every frozen teacher; an argument of the step, never checkpointed."""
     return {name: teacher.load() for name, teacher in recipe.teachers.items() if isinstance(teacher, Frozen)}
+
+
+def describe_frozen(recipe: Recipe) -> dict[str, Tree]:
+    """{name: shapes and dtypes of what `load_frozen` gives}; no file is read."""
+    teachers = recipe.teachers.items()
+    return {name: describe_encoder(teacher.encoder) for name, teacher in teachers if isinstance(teacher, Frozen)}
 
 
 def digest_frozen(recipe: Recipe) -> dict[str, str]:

@@ -22,9 +22,10 @@ from mim_jax.forward import create_parameters
 from mim_jax.methods import build
 from mim_jax.parallel.agreement import together
 from mim_jax.parallel.hosts import are_several, local_rows, place
+from mim_jax.parallel.mesh import batch_sharding
 from mim_jax.parallel.rules import shardings
 from mim_jax.recipe import Recipe
-from mim_jax.teachers import load_frozen
+from mim_jax.teachers import describe_frozen, load_frozen
 from mim_jax.training.optim import learning_rate, make_optimizer
 from mim_jax.training.state import TrainState, abstract_state, init_state, state_shardings
 from mim_jax.training.step import jit_train_step, make_train_step
@@ -90,6 +91,13 @@ class Program:
     frozen: Any
     step: Callable
 
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The step's batch, not yet there: what to lower or trace it with."""
+        config, placed = self.recipe.config, batch_sharding(self.mesh)
+        image = jax.ShapeDtypeStruct((config.batch_size, *(config.image_size,) * 2, 3), 'uint8', sharding=placed)
+        label = jax.ShapeDtypeStruct((config.batch_size,), 'int32', sharding=placed)
+        return {name: label if name == 'label' else image for name in self.recipe.inputs}
+
     def init(self) -> TrainState:
         """The state at step 0: a function of the seed alone."""
         return init_state(self.recipe, self.optimizer, self.abstract)
@@ -132,12 +140,23 @@ def make_schedule(config: Any) -> Callable[..., jax.Array]:
 
 def make_program(recipe: Recipe, mesh: Mesh) -> Program:
     """Schedule, optimizer, shardings, teachers, step, all as the recipe's config says."""
+    frozen = together('the frozen teachers', lambda: load_frozen(recipe))
+    return _put_together(recipe, mesh, place(frozen, shardings(frozen, mesh, whole=False)))
+
+
+def plan_program(recipe: Recipe, mesh: Mesh) -> Program:
+    """The same program for devices that need not exist: frozen teachers are shapes alone, so it can be compiled, not run."""
+    frozen = describe_frozen(recipe)
+    placed = shardings(frozen, mesh, whole=False)
+    shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), frozen, placed)
+    return _put_together(recipe, mesh, shapes)
+
+
+def _put_together(recipe: Recipe, mesh: Mesh, frozen: Any) -> Program:
     config, optim = recipe.config, recipe.config.optim
     rate_at = make_schedule(config)
     optimizer = make_optimizer(optim, rate_at, recipe.decay, recipe.rate)
     abstract = abstract_state(recipe, optimizer, mesh)
-    frozen = together('the frozen teachers', lambda: load_frozen(recipe))
-    frozen = place(frozen, shardings(frozen, mesh, whole=False))
     placement = state_shardings(abstract).params
     step = make_train_step(recipe, optimizer, rate_at, config.accumulate, placement)
     jitted = jit_train_step(step, abstract, frozen, mesh, requests=are_several())

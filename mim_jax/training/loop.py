@@ -18,7 +18,6 @@ from mim_jax.data.loader import Loader
 from mim_jax.errors import NonFiniteLoss
 from mim_jax.parallel.agreement import exchange, together
 from mim_jax.parallel.hosts import is_first, place, to_global
-from mim_jax.parallel.mesh import batch_sharding
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import digest_frozen
 from mim_jax.training import perf
@@ -148,12 +147,8 @@ class Session:
         return from_tree(tree, self.program.abstract.replace(root_key=key)), extra['wall_seconds'], extra['owed']
 
     def _compile(self) -> Callable:
-        side, sharding = self.config.image_size, batch_sharding(self.mesh)
-        image = jax.ShapeDtypeStruct((self.config.batch_size, side, side, 3), 'uint8', sharding=sharding)
-        label = jax.ShapeDtypeStruct((self.config.batch_size,), 'int32', sharding=sharding)
-        batch = {name: label if name == 'label' else image for name in self.recipe.inputs}
         start = time.monotonic()
-        traced = self.program.step.trace(self.state, self.frozen, batch, *self._requests.carry(False))
+        traced = self.program.step.trace(self.state, self.frozen, self.program.inputs(), *self._requests.carry(False))
         self.flops = perf.count_flops(traced.jaxpr)
         compiled = traced.lower().compile()
         memory = compiled.memory_analysis()

@@ -39,8 +39,21 @@ def load_encoder(path: Path, encoder: Encoder) -> Any:
     if problems:
         raise WeightsError(f'{path} does not hold this encoder:\n  ' + '\n  '.join(problems))
     flat = {
-        name.removeprefix(PREFIX): array.astype(encoder.dtype if name.endswith('/kernel') else np.float32)
-        for name, array in arrays.items()
+        name.removeprefix(PREFIX): array.astype(frozen_dtype(name, encoder.dtype)) for name, array in arrays.items()
+    }
+    return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def frozen_dtype(path: str, dtype: Any) -> Any:
+    """Of a parameter that is never trained: kernels, nearly all of the memory, are in `dtype`, everything else in fp32."""
+    return dtype if path.endswith('/kernel') else jnp.float32
+
+
+def describe_encoder(encoder: Encoder) -> Any:
+    """The nested shapes and dtypes of a frozen encoder's parameters, as they are once loaded."""
+    flat = {
+        path.removeprefix(PREFIX): jax.ShapeDtypeStruct(leaf.shape, frozen_dtype(path, encoder.dtype))
+        for path, leaf in encoder_shapes(encoder).items()
     }
     return traverse_util.unflatten_dict(flat, sep='/')
 

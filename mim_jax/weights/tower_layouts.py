@@ -86,27 +86,30 @@ class Family:
     """Towers of one kind.
 
     prefix: what stands before the names in a model with more around the tower; repositories, opens: their names on
-    huggingface.co and the class of transformers that opens them. activation, epsilon, mean and std hold where no
-    config.json or preprocessor_config.json beside the file says otherwise; DINO's epsilon is that of its own code, where
-    transformers' configuration has 1e-12.
+    huggingface.co and the class of transformers that opens them; sizes: of the first one's tower. activation, epsilon, mean
+    and std hold where no config.json or preprocessor_config.json beside the file says otherwise; DINO's epsilon is that of
+    its own code, where transformers' configuration has 1e-12.
     """
 
     layouts: tuple[Layout, ...]
     prefix: str
     repositories: tuple[str, ...]
     opens: str
+    sizes: Mapping[str, int]
     activation: str
     epsilon: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
+BASE = {'width': 768, 'depth': 12, 'heads': 12}
 FAMILIES = {
     'clip': Family(
         layouts=(CLIP,),
         prefix='vision_model.',
         repositories=('openai/clip-vit-base-patch16', 'openai/clip-vit-large-patch14'),
         opens='CLIPVisionModelWithProjection',
+        sizes=BASE | {'patch_size': 16, 'projected': 512},
         activation='quick_gelu',
         epsilon=1e-5,
         mean=CLIP_MEAN,
@@ -117,6 +120,7 @@ FAMILIES = {
         prefix='vit.',
         repositories=tuple(f'facebook/dino-vit{size}' for size in ('b16', 's16', 'b8', 's8')),
         opens='ViTModel',
+        sizes=BASE | {'patch_size': 16},
         activation='gelu',
         epsilon=1e-6,
         mean=IMAGENET_MEAN,
@@ -127,6 +131,7 @@ FAMILIES = {
         prefix='dinov2.',
         repositories=tuple(f'facebook/dinov2-{size}' for size in ('base', 'small', 'large')),
         opens='Dinov2Model',
+        sizes=BASE | {'patch_size': 14},
         activation='gelu',
         epsilon=1e-6,
         mean=IMAGENET_MEAN,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from mim_jax.errors import Refused
 from mim_jax.models.towers import FEATURES, Tower
 from mim_jax.weights.beside import Settings, read_settings
 from mim_jax.weights.describe import Described, describe, parameter_shapes
+from mim_jax.weights.encoders import frozen_dtype
 from mim_jax.weights.files import DTYPES, WeightsError, digest_file, find_file, tell_kind
 from mim_jax.weights.layout import to_ours
 from mim_jax.weights.resize import resize_positions
@@ -32,6 +35,17 @@ from mim_jax.weights.tower_layouts import CLIP_MEAN, CLIP_STD, FAMILIES, POSITIO
 Grid = tuple[int, int]
 Statistics = tuple[float, float, float]
 KINDS = (*FAMILIES, 'random')
+_published: ContextVar[bool] = ContextVar('published', default=False)
+
+
+@contextmanager
+def sizes_as_published() -> Iterator[None]:
+    """While building inside, a teacher of no file has its family's published sizes, and no weights: to plan, not to run."""
+    token = _published.set(True)
+    try:
+        yield
+    finally:
+        _published.reset(token)
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,8 @@ def open_teacher(
         raise Refused(f'{kind!r} is no kind of teacher; there are {", ".join(KINDS)}.')
     if kind == 'random':
         return random_teacher(grid, patch_size, dtype, seed)
+    if _published.get() and not str(path):
+        return published_teacher(kind, grid, dtype, key)
     file = _find(kind, path, key)
     config, preprocessor = (read_settings(file.with_name(f'{name}config.json')) for name in ('', 'preprocessor_'))
     with _opened(file) as opened:
@@ -113,6 +129,22 @@ def open_teacher(
         summary=_summarise(found, tower, str(file)),
         path=file,
     )
+
+
+def published_teacher(kind: str, grid: Grid, dtype: Any, key: str) -> Teacher:
+    """The tower of a family's first published model on a student's grid. Its load() raises the WeightsError of no file."""
+    family = FAMILIES[kind]
+    tower = Tower(
+        **family.sizes,
+        grid=grid,
+        pre_norm=kind == 'clip',
+        layer_scale=kind == 'dinov2',
+        activation=family.activation,
+        epsilon=family.epsilon,
+        dtype=dtype,
+    )
+    summary = f'{kind} teacher of the sizes of {family.repositories[0]}, weights not read'
+    return Teacher(kind, tower, lambda: _find(kind, '', key), family.mean, family.std, summary)
 
 
 def from_state_dict(
@@ -179,9 +211,9 @@ def _take_params(arrays: Mapping[str, np.ndarray], found: Described, tower: Towe
 
 
 def _nest(arrays: Mapping[str, np.ndarray], dtype: Any) -> Any:
-    """{role path: array} -> nested parameters: kernels, nearly all of the memory, in `dtype`, everything else in fp32."""
+    """{role path: array} -> nested parameters, each in the dtype of frozen ones."""
     flat = {
-        path.removeprefix('encoder/'): np.array(array, dtype if path.endswith('/kernel') else np.float32, order='C')
+        path.removeprefix('encoder/'): np.array(array, frozen_dtype(path, dtype), order='C')
         for path, array in arrays.items()
     }
     return traverse_util.unflatten_dict(flat, sep='/')
