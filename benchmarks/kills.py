@@ -87,7 +87,7 @@ def deal_kinds(seed: int, first: int, count: int) -> list[dict[str, str]]:
 def run_round(folder: Path, processes: int, kinds: Sequence[dict[str, str]], draw: random.Random) -> dict[str, Any]:
     """Kill one run a few times -> {'kills': what was done, 'differences': how its end differs from an undisturbed one's}."""
     whole = folder / f'whole_{processes}'
-    if not (whole / 'summary.json').exists():
+    if not is_finished(whole):
         shutil.rmtree(whole, ignore_errors=True)
         subprocess.run(
             command(whole, processes), env=environment(folder), cwd=ROOT, check=True, stdout=subprocess.DEVNULL
@@ -240,6 +240,12 @@ def is_saving(workdir: Path) -> bool:
         return any(not (path / 'commit_success.txt').exists() for path in folders)
     except FileNotFoundError:  # renamed or made while being looked at
         return False
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether a run has come to its end."""
+    summary = workdir / 'summary.json'
+    return summary.exists() and json.loads(summary.read_text())['status'] == 'finished'
 
 
 def compare(workdir: Path, whole: Path) -> list[str]:

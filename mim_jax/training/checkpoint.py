@@ -21,7 +21,7 @@ from mim_jax.parallel.agreement import barrier, exchange, together
 from mim_jax.parallel.hosts import is_first
 from mim_jax.parallel.rules import flatten_with_paths
 from mim_jax.paths import is_bucket, move_folder, open_path
-from mim_jax.training.faults import is_damage, is_out_of_space, root_cause
+from mim_jax.training.faults import is_about_hosts, is_damage, is_out_of_space, root_cause
 from mim_jax.training.preservation import MILESTONE, NewestAndMilestones, mark_milestone
 from mim_jax.training.quiet import silence_orbax
 from mim_jax.training.seal import Damaged, check_arrays, check_same_model, make_seal, open_seal, share_damage
@@ -153,10 +153,12 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        """Turns what Orbax raises about the save in flight into one sentence."""
+        """Turns what Orbax raises about the save in flight into one sentence, unless another host is at fault."""
         try:
             yield
         except Exception as error:
+            if is_about_hosts(error):
+                raise
             step = self._saving
             try:
                 self._manager.reload()

@@ -3,6 +3,10 @@
 import errno
 import re
 
+import jax
+
+from mim_jax.parallel.hosts import are_several
+
 MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 MISSING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -32,6 +36,11 @@ def is_out_of_space(error: BaseException) -> bool:
         return True
     signs = r'No space left|quota ?exceeded|File too large|RESOURCE_EXHAUSTED(?!.*(memory|open files))'
     return any(re.search(signs, str(link), re.IGNORECASE | re.DOTALL) for link in chain)
+
+
+def is_about_hosts(error: BaseException) -> bool:
+    """Whether an error met while hosts work together comes from between them: one that is gone, not a file, is at fault."""
+    return are_several() and any(isinstance(link, jax.errors.JaxRuntimeError) for link in _chain(error))
 
 
 def root_cause(error: BaseException) -> str:

@@ -4,7 +4,6 @@ Each fault is a line of Python that one process runs before the program.
 """
 
 import shutil
-import signal
 import time
 
 import pytest
@@ -38,16 +37,15 @@ loop.Session.{method} = broken
 """
 
 
-def signal_in(owner: str, method: str) -> str:
-    """SIGTERM arrives while a method of an object in the loop's module runs for the first time; a second one would insist."""
+def signal_in(owner: str, method: str, times: int = 1) -> str:
+    """SIGTERM arrives, `times` times, as a method of an object in the loop's module begins for the first time."""
     return f"""
 import os
 from mim_jax.training import loop
-before, signals = loop.{owner}.{method}, [15]
+before, signals = loop.{owner}.{method}, [15] * {times}
 def signalled(self, *rest, **more):
-    for number in signals[:1]:
-        signals.clear()
-        os.kill(os.getpid(), number)
+    while signals:
+        os.kill(os.getpid(), signals.pop())
     return before(self, *rest, **more)
 loop.{owner}.{method} = signalled
 """
@@ -192,18 +190,15 @@ watchers.knn_percents = signalled
 
 
 def test_a_second_signal_insists(whole, tmp_path):
+    """On the host that gets it; the other has nobody to go on with."""
     workdir = tmp_path / 'run'
-    with Pod(tmp_path / 'pod', arguments(workdir, SETTINGS | {'steps': 4000})) as pod:
-        pod.wait_for('step    6/')
-        pod.children[1].send_signal(signal.SIGSTOP)  # the first one waits for it
-        pod.children[0].send_signal(signal.SIGTERM)
-        pod.wait_for('once more to stop without saving')
-        pod.children[0].send_signal(signal.SIGTERM)
-        time.sleep(1)
-        pod.children[1].send_signal(signal.SIGCONT)
-        ended = pod.finish()
+    fault = signal_in('Session', '_look_up', times=2)
+    ended = run_pod(tmp_path / 'pod', arguments(workdir, SETTINGS), faults={0: fault})
     assert statuses(ended) == [75, 75], ended
-    assert saved_steps(workdir) == [EVERY]
+    assert 'once more to stop without saving' in ended[0].out
+    assert 'Stopped; the last checkpoint stands' in ended[0].err
+    assert saved_steps(workdir) == []
+    go_on(tmp_path, workdir, whole)
 
 
 @pytest.mark.parametrize('host', [0, 1])
