@@ -43,26 +43,25 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument('--config', required=True, help='as for mim_jax.train')
     parser.add_argument('--topology', default='', help='such as v5e:16x16; default: the devices of this machine')
     parser.add_argument('--slices', type=int, default=1, help='how many of that topology, joined by the network')
-    parser.add_argument(
-        *('--search',),
-        **{'nargs': '?', 'choices': ('all', 'first'), 'const': 'all', 'default': ''},
-        help=f'if it does not fit, try up to {TRIES} changes (all), or up to the first that fits',
-    )
+    searches = f'if it does not fit, compile up to {TRIES} changes (all), or up to the first that fits (first)'
+    parser.add_argument('--search', nargs='?', choices=('all', 'first'), const='all', default='', help=searches)
     parser.add_argument('--images', type=int, default=0, help='of the dataset, where it is not on this machine')
     parser.add_argument('--classes', type=int, default=0, help='likewise')
     parser.add_argument('--out', type=Path, help='write what was found as JSON')
     parser.add_argument('--hlo', type=Path, help="write the compiled program's text")
     options, overrides = parse_arguments(arguments, parser)
 
-    devices = describe_devices(options.topology, options.slices)
+    for path in filter(None, (options.out, options.hlo)):
+        if not path.absolute().parent.is_dir():
+            raise UserError(f'{path} cannot be written: there is no folder {path.parent}; make it, or choose another.')
     config, _ = read_config(options.config, overrides)
+    devices = describe_devices(options.topology, options.slices)
     images, classes, description = find_size(config, options.images, options.classes)
     print(f'Compiling the train step for {options.topology or "this machine"}; {description}.', flush=True)
 
     def measure(changes: Changes) -> Fit:
-        changed, _ = read_config(
-            options.config, [*overrides, *(f'--config.{key}={value}' for key, value in changes.items())]
-        )
+        more = [f'--config.{key}={value}' for key, value in changes.items()]
+        changed, _ = read_config(options.config, [*overrides, *more])
         fit = measure_fit(changed, images, classes, devices)
         for line in describe(fit):
             print(line, flush=True)
@@ -86,10 +85,8 @@ def advise(config: Any, fit: Fit, measure: Callable[[Changes], Fit], search: str
     """Say what would, or might, make a run fit; with `search` (all, first) what was tried, up to the first that fits or all."""
     remedies = list_remedies(config, fit)
     if not search:
-        listed = ''.join(f'\n  {describe_changes(changes)}' for changes in remedies)
-        print(
-            f'What might make it fit, batch and learning rate unchanged (--search compiles them):{listed or " nothing"}'
-        )
+        print('What might make it fit, batch and learning rate unchanged (--search compiles them):')
+        print('\n'.join(f'  {describe_changes(changes)}' for changes in remedies) or '  nothing; take more devices.')
         if config.encoder.scan:
             print('encoder.scan=false may need less memory too; it compiles longer.')
         return []
@@ -127,16 +124,17 @@ def find_size(config: Any, images: int, classes: int) -> tuple[int, int, str]:
         if not whole or data.name not in PUBLISHED_SIZES:
             raise DataError(f'{error} Or give its size: --images N --classes K.') from error
         images, classes = PUBLISHED_SIZES[data.name]
-        return (
-            images,
-            classes,
-            f'{data.name} is not on this machine: its published {images:,} images, {classes} classes',
-        )
+        published = f'its published {images:,} images in {classes} classes'
+        return images, classes, f'{data.name} is not on this machine: {published}'
     return len(source), source.num_classes, source.description
 
 
 def write_findings(
-    path: Path, options: argparse.Namespace, overrides: Sequence[str], tried: Any, best: Changes | None
+    path: Path,
+    options: argparse.Namespace,
+    overrides: Sequence[str],
+    tried: Sequence[tuple[Changes, Fit]],
+    best: Changes | None,
 ) -> None:
     """JSON: the command, what was tried, and the changes of the fastest that fits (None: nothing does)."""
 

@@ -11,8 +11,9 @@ GIB, GB = 2**30, 1e9
 class Chip:
     """Of one JAX device, in bytes and bytes/s; None where it is not known.
 
-    capacity: what the compiler will fill; memory: bandwidth of the device's memory; links: what a device can send to others
-    of its slice or host, all links one way together; network: its share of the host's network cards (between slices).
+    capacity: what the compiler will fill (devices other than TPUs say it themselves); memory: bandwidth of the device's
+    memory; links: what a device can send to others of its slice or host, all links one way together; network: its share of
+    the host's network cards (between slices).
     """
 
     capacity: float | None = None

@@ -35,10 +35,11 @@ OUT_OF_MEMORY = (  # in what the TPU compiler says: needed, then there is
 class Fit:
     """What is known of one configuration on one set of devices; plain values, so that it can be written as JSON.
 
-    memory: bytes on a device, 'peak' and 'temporaries' None where the program did not fit; needed: bytes that the compiler
-    then asked for, 0 where it did not say; flops: 'image' and 'device' by our count, 'compiler' by the compiler's, which
-    counts loops' bodies once; collectives: rows of kind, group, crosses, count, size, sent (a step and device) and exact;
-    bounds: seconds that a step takes at least, None where a figure is unknown; hlo: the compiled program's text.
+    memory: bytes on a device; 'peak', 'temporaries' (what the peak has beyond the arguments) and 'program' (the code) are
+    None where the program did not fit; needed: bytes that the compiler then asked for, 0 where it did not say; flops:
+    'image' and 'device' by our count, 'compiler' by the compiler's, which counts loops' bodies once; collectives: rows of
+    kind, group, crosses, count, size, sent (a step and device) and exact; bounds: seconds that a step takes at least, None
+    where a figure is unknown; hlo: the compiled program's text.
     """
 
     recipe: str
@@ -104,11 +105,12 @@ def describe_fit(program: Program, flops: int, compiled: Any, needed: float | No
     placed = mesh.devices.flatten().tolist()
     first, chip = placed[0], find_chip(placed[0].device_kind)
     slices = [getattr(device, 'slice_index', None) or 0 for device in placed]
-    memory = measure_state(program) | {'temporaries': None, 'peak': None, 'capacity': read_capacity(first)}
+    memory = measure_state(program) | {'capacity': read_capacity(first)}
+    memory |= dict.fromkeys(('temporaries', 'peak', 'program'))
     counted, rows, moved, hlo = None, [], None, ''
     if compiled is not None:
         statistics, hlo = compiled.memory_analysis(), compiled.as_text()
-        memory['peak'] = statistics.peak_memory_in_bytes
+        memory['peak'], memory['program'] = statistics.peak_memory_in_bytes, statistics.generated_code_size_in_bytes
         memory['temporaries'] = memory['peak'] - statistics.argument_size_in_bytes
         counted = compiled.cost_analysis().get('flops')
         module = parse_hlo(hlo)
@@ -157,9 +159,10 @@ def size_on_device(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def read_capacity(device: Any) -> float | None:
-    """Bytes that a program may use of a device: what the device itself says, or the table; None where neither knows."""
-    statistics = device.memory_stats() if device.client is not None and device.platform != 'tpu' else None
-    return (statistics or {}).get('bytes_limit') or find_chip(device.device_kind).capacity
+    """Bytes that a program may use of a device: a TPU's by the table, another's as it says itself; None where it does not."""
+    if device.platform == 'tpu':  # one that is only described cannot be asked
+        return find_chip(device.device_kind).capacity
+    return (device.memory_stats() or {}).get('bytes_limit')
 
 
 def sum_collectives(found: Sequence[Collective]) -> list[dict[str, Any]]:

@@ -46,7 +46,8 @@ def describe_memory(fit: Fit) -> str:
     verdict = (
         f'{"fits" if fit.fits else "DOES NOT FIT"} in {capacity}' if capacity else 'how much there is, is not known'
     )
-    return f'memory of a device: {listed}; peak {write_size(memory["peak"])}: {verdict}.'
+    code = f' (and {write_size(memory["program"])} of code)' if memory['program'] else ''
+    return f'memory of a device: {listed}; peak {write_size(memory["peak"])}{code}: {verdict}.'
 
 
 def describe_flops(flops: Mapping[str, float | None]) -> str:

@@ -74,7 +74,7 @@ def pretend(monkeypatch):
                 raise outcome
             fits, seconds = outcome
             parts = ('parameters', 'optimizer', 'teachers', 'frozen', 'batch', 'temporaries')
-            memory = dict.fromkeys(parts, 2.0**20) | {'peak': 2.0**30, 'capacity': 2.0**30}
+            memory = dict.fromkeys(parts, 2.0**20) | {'program': 1.0, 'peak': 2.0**30, 'capacity': 2.0**30}
             return measure.Fit(
                 *('mae', fits, {'kind': 'TPU v5 lite', 'count': 8, 'slices': 1}, {'data': 8, 'fsdp': 1}),
                 *({'images': 64, 'accumulate': 1}, memory, None, {'image': 1.0, 'device': 1.0, 'compiler': None}, []),
@@ -127,6 +127,7 @@ def test_nothing_that_fits_is_status_2(compiled, pretend):
         (['--slices', '2'], ['--slices=2 needs a --topology']),
         (['--config.batch_size=20'], ['batch_size=20', '16 or 24']),
         (['--config.mesh.fsdp=3'], ['mesh.fsdp=3']),
+        (['--hlo', 'no/such/folder/program.txt'], ['no/such/folder', 'make it']),
         (['--config.data.split=trian'], ["no split 'trian'", '--images N --classes K']),
     ],
 )
