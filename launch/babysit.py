@@ -2,7 +2,8 @@
 
 Again after 75 (interrupted, or another host is gone), 1 (a crash) and death by a signal; never after 0 (finished), 2
 (something to mend), 3 (a value that is not finite) or any other status. It gives up after --tries failures in a row without
-a new step in the workdir's journal, or after --crashes crashes at one step. SIGTERM and SIGINT are passed on, and then
+a new step in the workdir's journal, or after --crashes crashes at one step; where the journal is not to be seen from here
+(in a bucket), a try that lasted --long counts as progress. SIGTERM and SIGINT are passed on, and then
 nothing starts again. Runs on every host of a pod, or around launch/local_pod.py. Exit status: the command's.
 """
 
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         '--wait', type=float, default=10, help=f'seconds before the next try, doubled up to {LONGEST} (10)'
     )
+    parser.add_argument('--long', type=float, default=900, help='seconds of a try that made progress, unseen (900)')
     parser.add_argument('--workdir', type=Path, help="the run's folder, to see its steps (the command's own --workdir)")
     parser.add_argument('command', nargs=argparse.REMAINDER, help='after --')
     options = parser.parse_args(arguments)
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     if shutil.which(command[0]) is None:
         parser.error(f'there is no program {command[0]}.')
     sitter = Babysitter(command, options.workdir or find_workdir(command))
-    return sitter.sit(options.tries, options.crashes, options.wait)
+    return sitter.sit(options.tries, options.crashes, options.wait, options.long)
 
 
 class Babysitter:
@@ -62,20 +64,20 @@ class Babysitter:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._pass_on)
 
-    def sit(self, tries: int, crashes: int, wait: float) -> int:
+    def sit(self, tries: int, crashes: int, wait: float, long: float) -> int:
         """Try until there is nothing to try any more. Returns the exit status."""
         failures = crashed = 0
         before = self.read_step()
         while True:
             start = time.monotonic()
             status = self.run()
-            step = self.read_step()
-            if step != before:
+            step, lasted = self.read_step(), time.monotonic() - start
+            if step != before or (step is None and lasted >= long):
                 failures = crashed = 0
             failures, before = failures + 1, step
             crashed += status == CRASH
             at = '' if step is None else f' at step {step}'
-            said = f'ended with {status} ({describe(status)}){at} after {time.monotonic() - start:.0f} s'
+            said = f'ended with {status} ({describe(status)}){at} after {lasted:.0f} s'
             if self._told:
                 say(f'{said}; told to stop, so not again.')
             elif not is_passing(status):

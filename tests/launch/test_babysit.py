@@ -69,6 +69,12 @@ def test_new_steps_begin_the_count_again(tmp_path, journal):
     assert all('failure 1 of 2' in line for line in lines[:-1])
 
 
+def test_a_long_try_is_progress_where_no_journal_is_seen(tmp_path):
+    code = '[ $N -lt 4 ] && sleep 0.3 && exit 75; exit 75'
+    status, lines = sit('--tries', '2', '--long', '0.2', code=code, cwd=tmp_path)
+    assert (status, len(lines)) == (75, 4)  # three long tries, each a new beginning, and one more failure
+
+
 def test_the_wait_doubles(tmp_path):
     start = time.monotonic()
     sit('--tries', '4', '--wait', '0.1', code='exit 75', cwd=tmp_path)
