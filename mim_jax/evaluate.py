@@ -3,7 +3,8 @@
 The encoder, the dataset and its statistics are the run's, everything else the protocol's config file's; any key can be set,
 as in training. Writes results.json into RUN/evals/<protocol>, or --workdir. A protocol that trains goes on where it left off.
 Protocols of a whole classifier (accuracy, ensemble, robustness, corruptions) test a fine-tuned or probed RUN as it is.
-With --suite, all protocols of a suite file, and one table (see evals/suite.py). Exit status as mim_jax.train's.
+With --suite, all protocols of a suite file, and one table (see evals/suite.py); of several runs, a column for each. Exit
+status as mim_jax.train's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mim_jax.evals.inherit import inherit_classifier, inherit_run
 from mim_jax.evals.network import Task, read_network
 from mim_jax.evals.protocols import DIRECT, OF_CLASSIFIER, OF_ENCODER
 from mim_jax.evals.subject import Subject
-from mim_jax.evals.suite import RESULTS, Row, read_suite, run_suite
+from mim_jax.evals.suite import RESULTS, Row, compare_runs, read_suite, run_suite
 from mim_jax.interop.origin import Origin, begin_from, read_origin
 from mim_jax.interop.runs import read_run_config
 from mim_jax.methods import METHODS, PROTOCOLS, build
@@ -44,8 +45,14 @@ def main(arguments: Sequence[str]) -> int:
         description='Test the encoder, or the classifier, of a run.',
         epilog='Any key of the config can be set: --config.optim.base_lr=1e-3 --config.data.dir=/data',
     )
+    several = 'with --suite there may be several, which are compared in --workdir'
     parser.add_argument(
-        '--checkpoint', required=True, type=open_path, help="a run's folder: the --workdir of mim_jax.train"
+        '--checkpoint',
+        required=True,
+        type=open_path,
+        nargs='+',
+        metavar='RUN',
+        help=f"a run's folder: the --workdir of mim_jax.train; {several}",
     )
     parser.add_argument('--step', type=int, help='of the checkpoint; the newest without it')
     parser.add_argument('--teacher', help='test this momentum teacher in place of the student')
@@ -56,24 +63,47 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument('--workdir', type=open_path, help='folder of the results; without it one in RUN/evals')
     options, overrides = parse_arguments(arguments, parser)
     with explain_shortages():
-        origin = read_origin(options.checkpoint, options.step, options.teacher)
+        if len(options.checkpoint) > 1 and not (options.suite and options.workdir):
+            raise ConfigError('Several runs are compared by a --suite, in the folder that --workdir names.')
+        origins = [read_origin(run, options.step, options.teacher) for run in options.checkpoint]
         which = [f'step_{options.step}'] if options.step is not None else []
         which += [options.teacher] if options.teacher else []
-        if options.config:
-            which += ['from_scratch'] if options.from_scratch else []
-            workdir = options.workdir or origin.folder / name_of(options.config, overrides, which)
-            return evaluate(origin, options.config, overrides, workdir, options.from_scratch)[0]
-        rows = read_suite(options.suite)
-        for row in rows:  # a misspelt key is told before the first of them runs
-            for _, own, _ in row.runs():
-                load_config(row.config, [*own, *overrides], {**METHODS, **DIRECT})
-        folder = options.workdir or origin.folder / '-'.join([Path(options.suite).stem, *which])
+        if options.suite:
+            return evaluate_suite(origins, options.suite, overrides, options.workdir, which)
+        which += ['from_scratch'] if options.from_scratch else []
+        workdir = options.workdir or origins[0].folder / name_of(options.config, overrides, which)
+        return evaluate(origins[0], options.config, overrides, workdir, options.from_scratch)[0]
 
-        def run(row: Row, own: Sequence[str], workdir: Path, tested: Path | None) -> tuple[int, dict[str, Any]]:
+
+def evaluate_suite(
+    origins: Sequence[Origin], path: str, overrides: Sequence[str], target: Path | None, which: Sequence[str]
+) -> int:
+    """The suite of `path` for every run, each in its own folder (of a single run: `target`). Returns an exit status.
+
+    Of several runs a comparison is written to `target`. A from-scratch control that two of them share is run once.
+    """
+    rows = read_suite(path)
+    for row in rows:  # a misspelt key is told before the first of them runs
+        for _, own, _ in row.runs():
+            load_config(row.config, [*own, *overrides], {**METHODS, **DIRECT})
+    several = len(origins) > 1
+    folders = [origin.folder / '-'.join([Path(path).stem, *which]) for origin in origins]
+    folders = folders if several or target is None else [target]
+    for origin, folder in zip(origins, folders, strict=True):
+
+        def run(
+            row: Row, own: Sequence[str], workdir: Path, tested: Path | None, origin: Origin = origin
+        ) -> tuple[int, dict[str, Any]]:
             of = read_origin(tested) if tested else origin
-            return evaluate(of, row.config, [*own, *overrides], workdir, row.from_scratch, again=False)
+            same = [other / workdir.name for other in folders]
+            return evaluate(of, row.config, [*own, *overrides], workdir, row.from_scratch, done_in=same)
 
-        return run_suite(rows, folder, run, report)
+        status = run_suite(rows, folder, run, report)
+        if status:
+            return status
+    if several:
+        report(compare_runs(target, {str(o.run): folder for o, folder in zip(origins, folders, strict=True)}))
+    return 0
 
 
 def name_of(spec: str, overrides: Sequence[str], which: Sequence[str] = ()) -> str:
@@ -119,20 +149,26 @@ def read_protocol(origin: Origin, spec: str, overrides: Sequence[str]) -> tuple[
 
 
 def evaluate(
-    origin: Origin, spec: str, overrides: Sequence[str], path: Path, from_scratch: bool = False, again: bool = True
+    origin: Origin,
+    spec: str,
+    overrides: Sequence[str],
+    path: Path,
+    from_scratch: bool = False,
+    done_in: Sequence[Path] = (),
 ) -> tuple[int, dict[str, Any]]:
     """One protocol -> (exit status, what results.json says; {} when it was interrupted).
 
-    again: also where results.json has the same settings of the same checkpoint.
+    done_in: folders whose results.json is the answer where it has the same settings of the same checkpoint.
     """
     config, reference, name = read_protocol(origin, spec, overrides)
     if from_scratch and name != 'finetune':
         raise ConfigError(f'{name} trains no encoder, so nothing of it begins from scratch; leave out --from-scratch.')
     checkpoint = {'from_scratch': True} if from_scratch else origin.describe(encoder=name not in OF_CLASSIFIER)
     settings = hashlib.sha256(to_json(config).encode()).hexdigest()
-    if not again and (done := read_results(path)) and (done['checkpoint'], done['settings']) == (checkpoint, settings):
-        report('Done before.')
-        return 0, done
+    for done in filter(None, map(read_results, done_in)):
+        if (done['checkpoint'], done['settings']) == (checkpoint, settings):
+            report('Done before.')
+            return 0, done
     start, notes = time.monotonic(), {}
     workdir = Workdir(path, config)
     try:

@@ -151,11 +151,34 @@ def write_table(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     )
     table = [f'Tested: {about}.', '', '| protocol | metric | result | runs | paper |', '|---|---|---|---|---|']
     for line in lines:
-        if 'left_out' in line:
-            result, runs = f'not run: {line["left_out"]}', 0
-        else:
-            result, runs = f'{line["mean"]:.2f}', len(line['values'])
-            result += '' if line['deviation'] is None else f' ± {line["deviation"]:.2f}'
-            result += f', best on test {line["best"]:.2f}' if 'best' in line else ''
+        result, runs = describe_result(line), len(line.get('values', ()))
         table.append(f'| {line["name"]} | {line["metric"]} | {result} | {runs} | {line["paper"]} |')
     replace_file(folder / TABLE, '\n'.join(table) + '\n')
+
+
+def describe_result(line: Mapping[str, Any]) -> str:
+    """'83.60 ± 0.08', or why there is none."""
+    if 'left_out' in line:
+        return f'not run: {line["left_out"]}'
+    result = f'{line["mean"]:.2f}'
+    result += '' if line['deviation'] is None else f' ± {line["deviation"]:.2f}'
+    return result + (f', best on test {line["best"]:.2f}' if 'best' in line else '')
+
+
+def compare_runs(folder: Path, suites: Mapping[str, Path]) -> str:
+    """{run: folder of its suite} -> one table with a column for each run, also written to results.md of `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {run: json.loads((suite / RESULTS).read_text()) for run, suite in suites.items()}
+    about = [
+        next((line['checkpoint'] for line in lines if 'run' in line['checkpoint']), {}) for lines in columns.values()
+    ]
+    heads = [f'{run}: {c.get("recipe", "")}, step {c.get("step", "")}' for run, c in zip(columns, about, strict=True)]
+    table = [f'| protocol | metric | runs | {" | ".join(heads)} | paper |', '|---' * (4 + len(heads)) + '|']
+    for lines in zip(*columns.values(), strict=True):  # of the same suite
+        first, runs = lines[0], max(len(line.get('values', ())) for line in lines)
+        results = ' | '.join(describe_result(line) for line in lines)
+        table.append(f'| {first["name"]} | {first["metric"]} | {runs} | {results} | {first["paper"]} |')
+    text = '\n'.join(table) + '\n'
+    replace_file(folder / RESULTS, json.dumps(columns, indent=2) + '\n')
+    replace_file(folder / TABLE, text)
+    return text

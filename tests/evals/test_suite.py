@@ -1,11 +1,13 @@
 """Suites: one table of several protocols and seeds; what was done is done again only where anything has changed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from evaluate_runs import (
     EVAL,
+    QUICK_FINETUNE,
     make_runs,
     refuse,
 )
@@ -63,6 +65,36 @@ def test_a_suite_is_a_table_and_what_is_done_is_not_done_again(runs, tmp_path, c
     other = call(capsys, [*command, '--step', '4'], evaluate.main)
     assert (other.status, other.out.count('Done before.')) == (0, 0)  # the same settings of another checkpoint
     assert 'step 4.' in (tmp_path / 'table' / 'results.md').read_text()
+
+
+COMPARED = """
+from mim_jax.evals.suite import Row
+
+SUITE = (
+    Row('k-NN', '{eval}/knn.py:small', 'knn', ('--config.data.threads=1', '--config.knn.pool=mean')),
+    Row('scratch', '{eval}/finetune.py:scratch', 'top1', {quick}, from_scratch=True),
+)
+"""
+
+
+def test_several_runs_stand_in_one_table_and_share_their_control(runs, tmp_path, capsys):
+    file = tmp_path / 'compared.py'
+    quick = tuple(f'--config.{key}={value}' for key, value in QUICK_FINETUNE.items())
+    file.write_text(COMPARED.format(eval=EVAL, quick=quick))
+    twin = tmp_path / 'twin'
+    shutil.copytree(runs['mae'], twin)
+    command = ['--checkpoint', str(runs['mae']), str(twin), '--suite', str(file), '--workdir', str(tmp_path / 'both')]
+    ended = call(capsys, command, evaluate.main)
+    assert (ended.status, ended.err, ended.out.count('Done before.')) == (0, '', 1)
+    own = [json.loads((run / 'evals' / 'compared' / 'results.json').read_text()) for run in (runs['mae'], twin)]
+    assert own[0][1]['values'] == own[1][1]['values']
+    table = (tmp_path / 'both' / 'results.md').read_text()
+    knn, scratch = own[0]
+    assert f'{runs["mae"]}: mae, step 8 | {twin}: mae, step 8' in table
+    assert f'| k-NN | knn | 1 | {knn["mean"]:.2f} | {knn["mean"]:.2f} |' in table
+    assert f'| scratch | top1 | 1 | {scratch["mean"]:.2f} | {scratch["mean"]:.2f} |' in table
+    assert table in ended.out
+    refuse(capsys, command[:-2], 'Several runs are compared by a --suite')
 
 
 def test_a_suite_with_mistakes(runs, tmp_path, capsys):
