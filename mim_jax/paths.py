@@ -105,8 +105,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def move_folder(source: epath.Path, target: epath.Path, mark: str) -> None:
     """Give a folder another name. mark: the file in it without which it does not count.
 
-    In a bucket everything is copied, there, before the mark goes and then the rest: broken off anywhere, one of the two is
-    whole, and at most one of them counts as `source`.
+    In a bucket everything is copied, there, before the mark goes and then the rest: wherever it is broken off, the source
+    is whole and counts, or the target is whole and the source does not count.
     """
     if not is_bucket(source):
         source.rename(target)
@@ -132,9 +132,10 @@ def explained(path: Any) -> Iterator[None]:
 
 def is_about_bucket(error: Exception) -> bool:
     """Whether an error comes from the packages that talk to a bucket."""
-    return type(error).__module__.partition('.')[0] in ('gcsfs', 'google', 'aiohttp') or (
-        isinstance(error, OSError) and str(error).startswith('Forbidden')
+    theirs = type(error).__module__.startswith(
+        ('gcsfs.', 'aiohttp.', 'google.auth.', 'google.api_core.', 'google.cloud.')
     )
+    return theirs or (isinstance(error, OSError) and str(error).startswith('Forbidden'))
 
 
 def explain(error: Exception) -> str:

@@ -198,7 +198,12 @@ def test_imported_weights_and_a_protocol_that_trains(bucket, tmp_path, capsys):
     """A linear probe reads the encoder's file in the bucket and goes on there; an import begins a run there."""
     assert call(capsys, arguments(RUN, SETTINGS)).status == 0
     settings = {'steps': 6, 'batch_size': 64, 'checkpoint.every_steps': 2, 'log.every_steps': 1, 'data.threads': 1}
-    settings |= {'linear_probe.pool': 'mean', 'linear_probe.norm': 'none', 'linear_probe.layer': 1}
+    settings |= {
+        'optim.warmup_epochs': 0.0,
+        'linear_probe.pool': 'mean',
+        'linear_probe.norm': 'none',
+        'linear_probe.layer': 1,
+    }
     flags = [f'--config.{key}={value}' for key, value in settings.items()]
     line = ['--checkpoint', RUN, '--config', f'{ROOT}/configs/eval/linear_probe.py', *flags]
     place = f'{RUN}/evals/probe'
@@ -208,7 +213,7 @@ def test_imported_weights_and_a_protocol_that_trains(bucket, tmp_path, capsys):
     assert 'Nothing is left to do' in ended.out
     results = json.loads(bucket.text('run/evals/probe/results.json'))
     assert results['checkpoint']['run'] == RUN
-    assert results['metrics']['best_on_test/top1'] > 0
+    assert max(value for key, value in results['metrics'].items() if key.endswith('top1')) > 0
 
     out = tmp_path / 'full.safetensors'
     line = ['--checkpoint', RUN, '--format', 'safetensors', '--part', 'full', '--out', str(out)]

@@ -69,7 +69,7 @@ def test_weights_are_written_to_a_bucket_and_read_there(bucket, tmp_path):
 
 def test_a_move_that_is_broken_off_loses_nothing(bucket, monkeypatch):
     """After each request that writes: one of the two is whole, or the target is and the source no longer counts."""
-    content = {name: f'content of {name}' for name in ('state/a', 'state/b', 'seal/metadata', 'mark')}
+    content = {name: f'content of {name}' for name in (*'abcdefgh', 'state/a', 'written')}
     put, delete = bucket.put, bucket.delete
     allowed = 0
 
@@ -89,7 +89,7 @@ def test_a_move_that_is_broken_off_loses_nothing(bucket, monkeypatch):
             name.removeprefix(folder): bucket.text(name) for name in sorted(bucket.objects) if name.startswith(folder)
         }
 
-    for whole in range(20):
+    for whole in range(40):
         bucket.reset()
         for name, text in content.items():
             put(f'run/7/{name}', text.encode())
@@ -98,13 +98,13 @@ def test_a_move_that_is_broken_off_loses_nothing(bucket, monkeypatch):
             patch.setattr(bucket, 'put', limited(put))
             patch.setattr(bucket, 'delete', limited(delete))
             try:
-                move_folder(epath.Path('gs://fake/run/7'), epath.Path('gs://fake/run/damaged_7'), 'mark')
+                move_folder(epath.Path('gs://fake/run/7'), epath.Path('gs://fake/run/damaged_7'), 'written')
             except BucketError:
                 ended = False
             else:
                 ended = True
         before, after = found('run/7/'), found('run/damaged_7/')
-        assert before == content or (after == content and 'mark' not in before), whole
+        assert before == content or (after == content and 'written' not in before), whole
         if ended:
             assert (before, after) == ({}, content)
             return

@@ -26,6 +26,7 @@ from mim_jax.errors import UserError
 from mim_jax.paths import open_path, replacing
 
 Arrays = dict[str, np.ndarray]
+LONGEST_HEADER = 100_000_000  # bytes, as the format says
 WRAPPERS = ('model', 'state_dict')  # keys under which training programs keep the weights among other things
 DTYPES = {
     **{'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'BOOL': np.bool_},
@@ -73,12 +74,13 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The text in a safetensors file's header. Raises WeightsError where it is damaged."""
+    """The text in a safetensors file's header, of which alone is read. Raises WeightsError where it is damaged."""
+    with path.open('rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        header = file.read(min(length, LONGEST_HEADER))
     try:
-        with path.open('rb') as file:  # of a bucket's file, too, no more is read than this
-            header = json.loads(file.read(int.from_bytes(file.read(8), 'little')))
-        return header.get('__metadata__', {})
-    except (ValueError, AttributeError, OverflowError) as error:
+        return json.loads(header).get('__metadata__', {})
+    except (ValueError, AttributeError) as error:
         raise WeightsError(f'{path} is truncated or damaged ({error}); delete it.') from error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mim_jax.weights.files import WeightsError, read_weights, write_safetensors
+from mim_jax.weights.files import WeightsError, read_metadata, read_weights, write_safetensors
 
 ARRAYS = {
     'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -111,6 +111,13 @@ def test_truncated_files_are_refused(tmp_path, keep):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
     refuse(path, 'is truncated or damaged')
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff' * 40, b'\x04' + bytes(7) + b'null', b'\x08' + bytes(7) + b'{"a":'])
+def test_a_header_that_cannot_be_read_is_told(tmp_path, content):
+    (tmp_path / 'w.safetensors').write_bytes(content)
+    with pytest.raises(WeightsError, match='is truncated or damaged'):
+        read_metadata(tmp_path / 'w.safetensors')
 
 
 def test_what_is_neither_is_refused(tmp_path):
