@@ -15,7 +15,7 @@ SUITE = (
         'linear probe, mean of patches, best of 4 rates on the test images',
         'configs/eval/linear_probe.py:small,pooled',
         'best_on_test/top1',
-        BRIEF,
+        (*BRIEF, SMALL_BATCH),
     ),
     Row('fine-tuning, 20 % of labels once', f'{FINETUNE}:small', 'top1', (*BRIEF, SMALL_BATCH), seeds=SEEDS),
     Row(
