@@ -64,7 +64,8 @@ def test_collectives_are_those_of_the_golden(cell, compiled):
     sys.path.append(str(ROOT / 'benchmarks'))
     from compile_table import describe_arguments
 
-    _, _, found = compiled(*describe_arguments(cell))
+    changes = [f'--config.{key}={value}' for key, value in GOLDEN[cell]['changes'].items()]
+    _, _, found = compiled(*describe_arguments(cell), *changes)
     if found['libtpu'] != GOLDEN[cell]['libtpu']:
         pytest.skip(f'the golden is of libtpu {GOLDEN[cell]["libtpu"]}, this is {found["libtpu"]}')
     assert count_collectives(found['tried'][0]) == GOLDEN[cell]['counts']
