@@ -16,7 +16,7 @@ from program_runs import QUICK_XLA, ROOT, Ended, read_fingerprints, read_losses
 from mim_jax.training.checkpoint import read_arrays
 from mim_jax.training.journal import read_events
 
-KEYS = 'qkv/bias'
+GRADIENT = 1e-7  # root mean square, of which rounding alone is a tenth
 PATIENCE = 300  # seconds for any one thing to happen, on a machine with other work
 
 
@@ -104,21 +104,27 @@ def statuses(ended: Sequence[Ended]) -> list[int | None]:
 def compare_runs(workdir: Path, reference: Path, step: int) -> dict[str, float]:
     """How far two runs of the same steps are apart.
 
-    loss: greatest relative difference of any step's loss; parameters: greatest absolute difference at `step`; no_gradient: the
-    same of the biases of attention, as those of the keys change no output, so that Adam divides one rounding error by
-    another there; bitwise: how many arrays of the whole state are the same bit for bit, of `arrays`.
+    loss: greatest relative difference of any step's loss; parameters: greatest absolute difference at `step` of those that
+    have a gradient, no_gradient: of the others, such as the biases of keys, or before a BatchNorm, where Adam divides one
+    rounding error by another; bitwise: how many arrays of the whole state are the same bit for bit, of `arrays`.
     """
     mine, theirs = read_losses(workdir), read_losses(reference)
     assert list(mine) == list(theirs)
     losses = [np.array(list(run.values())) for run in (mine, theirs)]
     ours, whole = (read_fingerprints(run, step) for run in (workdir, reference))
     assert ours.keys() == whole.keys()
-    arrays = [read_arrays(str(run / 'checkpoints'), step)[0] for run in (workdir, reference)]
-    gaps = {path: np.abs(arrays[0][path] - arrays[1][path]).max() for path in arrays[0]}
+    parts = ('params', 'opt_state')
+    arrays = [read_arrays(str(run / 'checkpoints'), step, parts)[0] for run in (workdir, reference)]
+    gaps = {True: 0.0, False: 0.0}
+    for path in (path for path in arrays[0] if path.startswith('params/')):
+        (squares,) = (name for name in arrays[1] if name.endswith(f'/nu/{path.removeprefix("params/")}'))
+        moved, gap = np.sqrt(arrays[1][squares]) > GRADIENT, np.abs(arrays[0][path] - arrays[1][path])
+        for side in gaps:
+            gaps[side] = max(gaps[side], float(np.max(gap[moved == side], initial=0)))
     return {
         'loss': float(np.max(np.abs(losses[0] - losses[1]) / np.abs(losses[1]))),
-        'parameters': float(max(gap for path, gap in gaps.items() if not path.endswith(KEYS))),
-        'no_gradient': float(max(gap for path, gap in gaps.items() if path.endswith(KEYS))),
+        'parameters': gaps[True],
+        'no_gradient': gaps[False],
         'bitwise': sum(ours[path] == whole[path] for path in ours),
         'arrays': len(ours),
     }

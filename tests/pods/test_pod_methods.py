@@ -20,7 +20,7 @@ SETTINGS = {
     'log.tensorboard': False,
 }
 OFF = {'probe.every_epochs': 0, 'pictures.every_epochs': 0, 'data.threads': 1, 'optim.warmup_epochs': 0.01}
-LOSS, PARAMETERS = 2e-5, 1e-4  # relative; absolute. Sums over devices are made in another order
+LOSS, PARAMETERS = 2e-5, 2e-5  # relative; absolute. Sums over devices are made in another order
 pytestmark = pytest.mark.slow
 
 
@@ -33,8 +33,8 @@ def cache(tmp_path_factory):
 def table():
     """Lines that are printed at the end."""
     lines = [
-        '| config | processes x devices | loss, relative | parameters, absolute | arrays of the state that are bitwise equal |',
-        '|---|---|---|---|---|',
+        '| config | processes x devices | loss, relative | parameters | those without a gradient | arrays bitwise equal |',
+        '|---|---|---|---|---|---|',
     ]
     yield lines
     print('\n' + '\n'.join(lines))
@@ -56,7 +56,7 @@ def test_two_and_four_processes_train_what_one_trains(name, table, tmp_path):
         apart = compare_runs(train(tmp_path, name, hosts), reference, STEPS)
         table.append(
             f'| {name} | {hosts} x {4 // hosts} | {apart["loss"]:.1e} | {apart["parameters"]:.1e} '
-            f'| {apart["bitwise"]} of {apart["arrays"]} |'
+            f'| {apart["no_gradient"]:.1e} | {apart["bitwise"]} of {apart["arrays"]} |'
         )
         print(table[-1])
         assert apart['loss'] < LOSS, apart
