@@ -26,7 +26,7 @@ class Chip:
 # are in training/perf.py. TPU capacities are what the compiler of libtpu 0.0.42 said when a program was too large. The other
 # figures are published ones: of TPUs from Google's pages on each version (docs.cloud.google.com/tpu/docs, as stored in 2026;
 # links and network are half of "bidirectional" where so stated, a pod's share of its network where only that is); v4's links
-# (six of 50 GB/s), TPU7x's network and all of NVIDIA's are as remembered. Check yours before you quote a bound.
+# (six of 50 GB/s), all of TPU7x's bandwidths and of NVIDIA's are as remembered. Check yours before you quote a bound.
 CHIPS = {
     'TPU v4': Chip(30.75 * GIB, 1200 * GB, 300 * GB, None),
     'TPU v5 lite': Chip(15.75 * GIB, 819 * GB, 200 * GB, 25 / 8 * GB),
