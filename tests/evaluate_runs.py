@@ -46,9 +46,15 @@ def make_runs(tmp_path_factory):
     spec, overrides = pretrain('mae')
     with contextlib.redirect_stdout(io.StringIO()):
         assert train.main(['--config', spec, '--workdir', str(folders['mae']), *overrides]) == 0
-    config, _ = read_config(*pretrain('simmim'))
+    save_arbitrary('simmim', folders['simmim'])
+    return folders
+
+
+def save_arbitrary(base, folder):
+    """The folder of a run of a base with arbitrary weights at steps 4 and 8."""
+    config, _ = read_config(*pretrain(base))
     program = make_program(build_recipe(config), make_mesh(devices=jax.devices()[:1]))
-    workdir, draw = Workdir(folders['simmim'], config), np.random.default_rng(0)
+    workdir, draw = Workdir(folder, config), np.random.default_rng(0)
     checkpoints = Checkpoints(str(workdir.checkpoints))
     for step in (4, STEPS):
         bare = to_tree(program.abstract.replace(root_key=()))
@@ -57,7 +63,7 @@ def make_runs(tmp_path_factory):
         )
     checkpoints.close()
     workdir.close()
-    return folders
+    return folder
 
 
 def refuse(capsys, command, *words):

@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from evaluate_runs import EVAL, QUICK_FINETUNE, make_runs
-from program_runs import call, snapshot
+from evaluate_runs import EVAL, QUICK_FINETUNE, save_arbitrary
+from program_runs import call, share_compilations, snapshot
 
 from mim_jax import evaluate
 from mim_jax.config import from_json
@@ -19,15 +19,22 @@ first = run_path('{eval}/transfer.py')['SUITE'][0]
 grid = {{key: values[:{points}] for key, values in first.grid.items()}}
 SUITE = (replace(first, config='{eval}/finetune.py', grid=grid),)
 """
-DIGITS = {'data.source': 'digits', 'data.name': '', 'data.split': 'train[:200]', 'dtype': 'float32', 'steps': 8}
-PLAIN = {f'finetune.{key}': 0.0 for key in ('mixup', 'cutmix', 'erase_probability')}  # compiles faster
+DIGITS = {'data.source': 'digits', 'data.name': '', 'dtype': 'float32', 'steps': 40, 'checkpoint.every_steps': 0}
+PLAIN = {f'finetune.{key}': 0.0 for key in ('mixup', 'cutmix', 'erase_probability')}  # compiles faster, as does:
+PLAIN |= {
+    'encoder.drop_path': 0.0,
+    'finetune.layer_decay': 1.0,
+    'finetune.head_deviation': 0.02,
+    'optim.lr_scaling': 'none',
+}
 
 
 @pytest.mark.parametrize('points', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_grid_end_to_end(points, tmp_path_factory, tmp_path, capsys):
-    run, suite, folder = make_runs(tmp_path_factory)['mae'], tmp_path / 'transfer.py', tmp_path / 'table'
+    share_compilations(tmp_path_factory)
+    run, suite, folder = save_arbitrary('mae', tmp_path / 'run'), tmp_path / 'transfer.py', tmp_path / 'table'
     suite.write_text(SUITE.format(eval=EVAL, points=points))
-    settings = QUICK_FINETUNE | DIGITS | PLAIN | {'finetune.layer_decay': 1.0, 'finetune.head_deviation': 0.02}
+    settings = QUICK_FINETUNE | DIGITS | PLAIN
     overrides = [f'--config.{key}={value}' for key, value in settings.items()]
     command = ['--checkpoint', str(run), '--suite', str(suite), '--workdir', str(folder), *overrides]
     ended = call(capsys, command, evaluate.main)
