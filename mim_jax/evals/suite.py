@@ -163,7 +163,7 @@ def write_table(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def describe_result(line: Mapping[str, Any]) -> str:
     """'83.60 ± 0.08', or why there is none."""
     if 'left_out' in line:
-        return f'not run: {line["left_out"]}'
+        return f'not run: {" ".join(line["left_out"].split())}'  # a table's cell is one line
     result = f'{line["mean"]:.2f}'
     result += '' if line['deviation'] is None else f' ± {line["deviation"]:.2f}'
     return result + (f', best on test {line["best"]:.2f}' if 'best' in line else '')

@@ -9,6 +9,7 @@ from evaluate_runs import EVAL, QUICK_FINETUNE, make_runs, refuse
 from program_runs import call, snapshot
 
 from mim_jax import evaluate
+from mim_jax.evals import suite
 
 
 @pytest.fixture(scope='module')
@@ -90,6 +91,12 @@ def test_several_runs_stand_in_one_table_and_share_their_control(runs, tmp_path,
     assert f'| scratch | top1 | 1 | {scratch["mean"]:.2f} | {scratch["mean"]:.2f} |' in table
     assert table in ended.out
     refuse(capsys, command[:-2], 'Several runs are compared by a --suite')
+
+
+def test_a_reason_of_several_lines_is_one_cell():
+    assert suite.describe_result({'left_out': 'Other settings:\n  batch_size: 512 -> 64\nUse another.'}) == (
+        'not run: Other settings: batch_size: 512 -> 64 Use another.'
+    )
 
 
 def test_a_suite_with_mistakes(runs, tmp_path, capsys):
