@@ -102,6 +102,7 @@ def evaluate_suite(
     several = len(origins) > 1
     folders = [origin.folder / '-'.join([Path(path).stem, *which]) for origin in origins]
     folders = folders if several or target is None else [target]
+    columns = {}
     for origin, folder in zip(origins, folders, strict=True):
 
         def run(
@@ -111,11 +112,11 @@ def evaluate_suite(
             same, keep = [other / workdir.name for other in folders], row.name in kept
             return evaluate(of, row.config, [*own, *overrides], workdir, row.from_scratch, keep, done_in=same)
 
-        status = run_suite(rows, folder, run, report)
+        status, columns[str(origin.run)] = run_suite(rows, folder, run, report)
         if status:
             return status
     if several:
-        report(compare_runs(target, {str(o.run): folder for o, folder in zip(origins, folders, strict=True)}))
+        report(compare_runs(target, columns))
     return 0
 
 

@@ -93,14 +93,15 @@ def run_suite(
     folder: Path,
     run: Callable[[Row, Sequence[str], Path, Path | None], tuple[int, dict[str, Any]]],
     report: Callable[[str], None],
-) -> int:
-    """Every row by run(row, overrides, workdir, run to test or None), then a table. Returns an exit status.
+) -> tuple[int, list[dict[str, Any]]]:
+    """Every row by run(row, overrides, workdir, run to test or None), then a table. Returns an exit status and its lines.
 
     results.json and results.md in `folder` grow row by row. A row that cannot be run, with this dataset or this encoder or
     because its training diverged, stands in the table with its reason (UserError). An interrupted run ends the suite with
     its status, and the same command goes on there; `run` gives back what was done before.
     """
     lines: list[dict[str, Any]] = []
+    table = ''
     named = {row.name: row for row in rows}
     for row in rows:
         found, reason, checkpoint = [], '', {}
@@ -118,7 +119,7 @@ def run_suite(
                 report(f'{row.name} is left out: {reason}')
                 break
             if status:
-                return status
+                return status, lines
             if row.metric not in results['metrics']:
                 raise ConfigError(
                     f"'{row.name}': {row.config} has no {row.metric}, but {', '.join(results['metrics'])}."
@@ -126,10 +127,10 @@ def run_suite(
             found.append(results['metrics'][row.metric])
             checkpoint = results['checkpoint']
         lines.append(summarise(row, found, reason) | {'checkpoint': checkpoint})
-        write_table(folder, lines)
-    report((folder / TABLE).read_text())
+        table = write_table(folder, lines)
+    report(table)
     report(f'Wrote {folder / RESULTS} and {folder / TABLE}.')
-    return 0
+    return 0, lines
 
 
 def summarise(row: Row, found: Sequence[float], reason: str) -> dict[str, Any]:
@@ -144,8 +145,8 @@ def summarise(row: Row, found: Sequence[float], reason: str) -> dict[str, Any]:
     return line
 
 
-def write_table(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """results.json and results.md, whole or not at all."""
+def write_table(folder: Path, lines: Sequence[Mapping[str, Any]]) -> str:
+    """results.json and results.md, whole or not at all. Returns the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / RESULTS, json.dumps(list(lines), indent=2) + '\n')
     tested = next((line['checkpoint'] for line in lines if 'run' in line['checkpoint']), {})
@@ -156,7 +157,9 @@ def write_table(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     for line in lines:
         result, runs = describe_result(line), len(line.get('values', ()))
         table.append(f'| {line["name"]} | {line["metric"]} | {result} | {runs} | {line["paper"]} |')
-    replace_file(folder / TABLE, '\n'.join(table) + '\n')
+    text = '\n'.join(table) + '\n'
+    replace_file(folder / TABLE, text)
+    return text
     barrier('table')
 
 
@@ -169,10 +172,9 @@ def describe_result(line: Mapping[str, Any]) -> str:
     return result + (f', best on test {line["best"]:.2f}' if 'best' in line else '')
 
 
-def compare_runs(folder: Path, suites: Mapping[str, Path]) -> str:
-    """{run: folder of its suite} -> one table with a column for each run, also written to results.md of `folder`."""
+def compare_runs(folder: Path, columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """{run: the lines of its suite} -> one table with a column for each run, also written to results.md of `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    columns = {run: json.loads((suite / RESULTS).read_text()) for run, suite in suites.items()}
     about = [
         next((line['checkpoint'] for line in lines if 'run' in line['checkpoint']), {}) for lines in columns.values()
     ]

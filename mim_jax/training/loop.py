@@ -18,6 +18,7 @@ from mim_jax.data.loader import Loader
 from mim_jax.errors import NonFiniteLoss
 from mim_jax.parallel.agreement import exchange, together
 from mim_jax.parallel.hosts import is_first, place, to_global
+from mim_jax.paths import replace_file
 from mim_jax.recipe import Recipe
 from mim_jax.teachers import digest_frozen
 from mim_jax.training import perf
@@ -32,7 +33,6 @@ from mim_jax.training.loggers import (
     format_duration,
     parameter_table,
     progress_line,
-    replace_file,
 )
 from mim_jax.training.optim import decay_mask
 from mim_jax.training.requests import Requests
