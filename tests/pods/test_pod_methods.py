@@ -1,7 +1,7 @@
 """Every base and paper over two and four processes trains what one process with as many devices trains.
 
 BatchNorm, momentum teachers, frozen teachers, several views, drop-path: all of it spans hosts. Steps of the smoke configs with
-data 2 x fsdp 2; each test prints how far the runs are apart.
+data 4 x fsdp 2; each test prints how far the runs are apart.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from pod_runs import compare_runs, run_pod, statuses
 from program_runs import ROOT, share_compilations
 
 NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-STEPS = 6
+STEPS, DEVICES = 6, 8
 SETTINGS = {
     'steps': STEPS,
     'mesh.fsdp': 2,
@@ -44,7 +44,7 @@ def train(folder: Path, name: str, hosts: int) -> Path:
     workdir = folder / f'run_{hosts}'
     flags = [f'--config.{key}={value}' for key, value in (SETTINGS | OFF).items()]
     line = ['--config', f'{ROOT / "configs" / name}.py:smoke', '--workdir', str(workdir), *flags]
-    ended = run_pod(folder / f'pod_{hosts}', line, hosts, devices=4 // hosts)
+    ended = run_pod(folder / f'pod_{hosts}', line, hosts, devices=DEVICES // hosts)
     assert statuses(ended) == [0] * hosts, ended
     return workdir
 
@@ -55,7 +55,7 @@ def test_two_and_four_processes_train_what_one_trains(name, table, tmp_path):
     for hosts in (2, 4):
         apart = compare_runs(train(tmp_path, name, hosts), reference, STEPS)
         table.append(
-            f'| {name} | {hosts} x {4 // hosts} | {apart["loss"]:.1e} | {apart["parameters"]:.1e} '
+            f'| {name} | {hosts} x {DEVICES // hosts} | {apart["loss"]:.1e} | {apart["parameters"]:.1e} '
             f'| {apart["no_gradient"]:.1e} | {apart["bitwise"]} of {apart["arrays"]} |'
         )
         print(table[-1])
