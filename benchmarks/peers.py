@@ -19,7 +19,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class TimmMae(nn.Module):
-    """MAE with the blocks and the patch embedding of timm (fused attention), written from the paper; named as MAE's files are."""
+    """MAE of timm's blocks and patch embedding, with its fused attention, from the paper; parameters as MAE's files name them."""
 
     def __init__(self, side: int, patch: int, width: int, depth: int, heads: int, decoder: tuple[int, int, int]):
         super().__init__()
@@ -108,7 +108,12 @@ class Trainer:
     """The step of one peer: forward, backward, AdamW, with MAE's groups (vectors and biases are not decayed)."""
 
     def __init__(
-        self, model: nn.Module, pixels: np.ndarray, noise: np.ndarray, optim: Mapping[str, Any], options: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        pixels: np.ndarray,
+        noise: np.ndarray,
+        optim: Mapping[str, Any],
+        options: Mapping[str, Any],
     ):
         """pixels f[B,S,S,3], normalised already (which ours are not); optim: lr, b1, b2, eps, weight_decay; options: device,
         dtype, compiled.

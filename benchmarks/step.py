@@ -1,4 +1,4 @@
-"""MAE's train step, ours beside what people use today. make test-parity's environment: .venv-parity/bin/python benchmarks/step.py
+"""MAE's train step, ours beside what people use today. .venv-parity/bin/python benchmarks/step.py (make test-parity makes it).
 
 Ours against transformers' ViTMAE and a MAE of timm's blocks, in PyTorch, each eager and through torch.compile: same weights,
 images, mask noise, precision, optimizer and number of threads. Every contestant is a process of its own that sleeps while
@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=0, help='images; default: by size')
     parser.add_argument('--dtype', default='float32', choices=sorted(AGREE))
     parser.add_argument('--device', default='cpu', choices=('cpu', 'gpu'))
-    parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='CPU cores for each contestant')
+    parser.add_argument(
+        '--threads', type=int, default=len(os.sched_getaffinity(0)), help='CPU cores for each contestant'
+    )
     parser.add_argument('--contestants', nargs='+', default=[OURS, *PEERS], choices=[OURS, *PEERS])
     parser.add_argument('--out', type=Path, default=RESULTS)
     parser.add_argument('--serve', default='', help=argparse.SUPPRESS)  # a contestant: this process is its own
@@ -150,7 +152,9 @@ def summarise(size: str, facts: Mapping, seconds: Mapping, losses: Mapping) -> d
         case |= {'best_peer': best, 'ratio_to_best_peer': rows[best]['ratio'][0]}
     case['losses'] = {name: [found[0], found[-1]] for name, found in losses.items()}
     print(f'\n{size}, {case["batch"]} images a step')
-    print('| contestant | s a step, median | least to most | GFLOP/s | of its own matmul rate | our speed-up, median and range |')
+    print(
+        '| contestant | s a step, median | least to most | GFLOP/s | of its own matmul rate | our speed-up, median and range |'
+    )
     print('|---|---|---|---|---|---|')
     for name, row in rows.items():
         ratio = '{:.3f} ({:.3f} to {:.3f})'.format(*row['ratio']) if 'ratio' in row else ''
@@ -166,7 +170,9 @@ def describe_processor() -> str:
     """Its name, where the system tells."""
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), platform.processor())
+    return next(
+        (line.partition(':')[2].strip() for line in lines if line.startswith('model name')), platform.processor()
+    )
 
 
 # -- a contestant's process ----------------------------------------------------------------------------------------------
@@ -190,7 +196,9 @@ def serve(name: str, size: str, options: argparse.Namespace) -> None:
         'optim.min_lr': 0.0,
     }
     config, _ = load_config(
-        f'{ROOT}/configs/mae.py:{dataset}{size}', [f'--config.{key}={value}' for key, value in settings.items()], methods
+        f'{ROOT}/configs/mae.py:{dataset}{size}',
+        [f'--config.{key}={value}' for key, value in settings.items()],
+        methods,
     )
     check_config(config, methods)
     recipe = build(config, 50_000, 10)
@@ -239,7 +247,7 @@ def prepare_ours(name: str, recipe: Any, images: np.ndarray, noise: np.ndarray, 
     )
     mesh = make_mesh(devices=jax.devices()[:1])
     program = make_program(recipe, mesh)
-    batch = to_global(mesh, {crop: images for crop in recipe.crops})
+    batch = to_global(mesh, dict.fromkeys(recipe.crops, images))
     traced = program.step.trace(program.abstract, program.frozen, batch)
     state, compiled = program.init(), traced.lower().compile()
 

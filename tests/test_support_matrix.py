@@ -82,7 +82,12 @@ def list_falls(recipe, logs):
     return {name: (values[0], values[-5:].mean()) for name, values in sums.items()}
 
 
-@pytest.mark.parametrize(('base', 'papers'), CELLS, ids=['+'.join((base, *papers)) for base, papers in CELLS])
+def mark(base, papers):
+    """Triples are slow: pairs and all four together stay in `make test`."""
+    return pytest.param(base, papers, id='+'.join((base, *papers)), marks=[pytest.mark.slow] * (len(papers) == 3))
+
+
+@pytest.mark.parametrize(('base', 'papers'), [mark(*cell) for cell in CELLS])
 def test_a_cell_trains_or_refuses(base, papers):
     """50 steps on one batch under changing masks, at the constant 1e-3 of :smoke: the total and every objective fall.
 
