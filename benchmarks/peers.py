@@ -19,7 +19,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class TimmMae(nn.Module):
-    """MAE of timm's blocks and patch embedding, with its fused attention, from the paper; parameters as MAE's files name them."""
+    """MAE of timm's blocks and patch embedding, with its fused attention, parameters named as in MAE's files."""
 
     def __init__(self, side: int, patch: int, width: int, depth: int, heads: int, decoder: tuple[int, int, int]):
         super().__init__()
