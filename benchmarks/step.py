@@ -178,8 +178,6 @@ def describe_processor() -> str:
 # -- a contestant's process ----------------------------------------------------------------------------------------------
 def serve(name: str, size: str, options: argparse.Namespace) -> None:
     """Answer questions on standard input: 'warm' (compile, two steps), or a number of steps to be timed."""
-    import jax
-
     from mim_jax.config import check_config, load_config
     from mim_jax.methods import BASES, PAPERS, build
 
@@ -208,7 +206,6 @@ def serve(name: str, size: str, options: argparse.Namespace) -> None:
     noise = draw.random((batch, patches), dtype=np.float32)
     prepare = prepare_ours if name == OURS else prepare_peer
     flops, run, matmul, versions = prepare(name, recipe, images, noise, options)
-    del jax
     for line in sys.stdin:
         start = time.perf_counter()
         losses = run(2 if line.strip() == 'warm' else int(line))

@@ -1,9 +1,9 @@
 """Make a dataset's images small once: `python -m mim_jax.prepare --config configs/mae.py:imagenet --out DIR`.
 
-Decoding large photographs is most of the cost of the input. Writes the
-dataset's splits as ArrayRecord shards that data.source=tfds reads, in the order of the original. Stopped, it goes on where it
-was. It is another dataset: a random crop of a small image is enlarged more often than one of the original, and JPEG is encoded
-a second time; how far the pixels are off is printed.
+Decoding large photographs is most of the cost of the input. Writes the dataset's splits as ArrayRecord shards that
+data.source=tfds reads, in the order of the original. Stopped, it goes on where it was. It is another dataset: a random crop of
+a small image is enlarged more often than one of the original, and JPEG is encoded a second time; how far the pixels are off is
+printed.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError('The synthetic source has no images that could be stored.')
     splits = options.splits or list(dict.fromkeys(name.partition('[')[0] for name in (data.split, data.eval_split)))
     sources = {split: open_source(data, split) for split in splits}
+    if len({source.num_classes for source in sources.values()}) > 1:
+        counts = ', '.join(f'{split} {source.num_classes}' for split, source in sources.items())
+        raise UserError(f'The splits differ in their classes ({counts}): give each a dataset of its own, by --splits.')
     name = options.name or f'{data.name or data.source}_{shrink.short_side}'
     settings = {
         'short_side': shrink.short_side,

@@ -20,6 +20,7 @@ from mim_jax.data.augment import resized_shape
 from mim_jax.data.images import BadImage, decode
 from mim_jax.data.sources import Source
 from mim_jax.errors import DataError
+from mim_jax.paths import replace_file, replacing
 
 VERSION, SETTINGS = '1.0.0', 'prepare.json'
 _NAME = r'[a-z][a-z0-9_]*'
@@ -87,7 +88,7 @@ def begin_dataset(root: Path, name: str, settings: dict[str, Any]) -> Path:
         if differing:
             told = '; '.join(f'{key} was {other.get(key)}, is {settings.get(key)}' for key in differing)
             raise DataError(f'{folder} was begun with other settings ({told}); choose another --name, or delete it.')
-    _replace(file, json.dumps(settings, indent=1) + '\n')
+    replace_file(file, json.dumps(settings, indent=1) + '\n')
     return folder
 
 
@@ -115,7 +116,11 @@ def write_split(
                 written.found += 1
             else:
                 examples = _shrink_all(source, range(start, stop), shrink, skip_bad, pool, written)
-                _write_shard(path, examples)
+                try:
+                    _write_shard(path, examples)
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)  # else the rest of the file would be made first
+                    raise
             written.lengths.append(_count_records(path))
             written.size += path.stat().st_size
             report(stop)
@@ -149,7 +154,7 @@ def end_dataset(folder: Path, splits: dict[str, Written], source: Source, descri
         ],
         **({'supervisedKeys': {'tuple': {'items': items}}} if source.num_classes else {}),
     }
-    _replace(folder / 'dataset_info.json', json.dumps(info, indent=1) + '\n')
+    replace_file(folder / 'dataset_info.json', json.dumps(info, indent=1) + '\n')
 
 
 def _shrink_all(
@@ -200,14 +205,13 @@ def _make_record(image: bytes, label: int | None, name: str) -> bytes:
 
 def _write_shard(path: Path, records: Iterator[bytes]) -> None:
     """All records or no file."""
-    part = path.with_name(f'.{path.name}.part')
-    writer = array_record_module.ArrayRecordWriter(str(part), _COMPRESSION)
-    try:
-        for record in records:
-            writer.write(record)
-    finally:
-        writer.close()
-    part.replace(path)
+    with replacing(path) as part:
+        writer = array_record_module.ArrayRecordWriter(str(part), _COMPRESSION)
+        try:
+            for record in records:
+                writer.write(record)
+        finally:
+            writer.close()
 
 
 def _count_records(path: Path) -> int:
@@ -225,10 +229,3 @@ def _encode(image: Image.Image, form: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    """The whole text, or the file as it was."""
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(text)
-    part.replace(path)

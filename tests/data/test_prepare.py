@@ -156,6 +156,10 @@ def test_mistakes(tmp_path):
         run(root, 'gs://bucket/data')
     with pytest.raises(DataError, match="no split 'test'"):
         run(root, out, '--name', 'tests', '--splits', 'test')
+    (root / 'test').mkdir()
+    picture((30, 30), 0).save(root / 'test' / '0.jpg')
+    with pytest.raises(UserError, match=r'differ in their classes \(train 2, test 0\).*--splits'):
+        run(root, out, '--name', 'unlabelled', '--splits', 'train', 'test')
     (out / 'mine' / '1.0.0').mkdir(parents=True)
     (out / 'mine' / '1.0.0' / 'notes.txt').write_text('something else')
     with pytest.raises(DataError, match='holds something else'):
