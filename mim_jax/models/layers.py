@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mim_jax.models.attention import attend
 from mim_jax.parallel.activations import keep_model_split, keep_split, splits_model, use_by_head
 
 Dtype = Any
@@ -157,15 +158,10 @@ class Attention(nn.Module):
         qv_bias = None
         if self.qkv_bias == 'qv':
             qv_bias = tuple(self.param(name, nn.initializers.zeros, (inner,)) for name in ('q_bias', 'v_bias'))
-        queries, keys, values = jnp.moveaxis(project(x, qv_bias), 2, 0)
-        logits = jnp.einsum('bqhd,bkhd->bhqk', queries, keys, preferred_element_type=jnp.float32)
-        logits = logits * head_width**-0.5
-        if bias is not None:
-            logits = logits + bias
-        weights = jax.nn.softmax(logits).astype(self.dtype)
-        mixed = keep_model_split(jnp.einsum('bhqk,bkhd->bqhd', weights, values), 2).reshape(b, length, inner)
+        packed = project(x, qv_bias)
+        mixed = attend(packed, bias).reshape(b, length, inner)
         out = nn.Dense(width, kernel_init=residual_init(scheme, layer), dtype=self.dtype, name='out')(mixed)
-        return out, (queries, keys)
+        return out, (packed[:, :, 0], packed[:, :, 1])
 
 
 class Mlp(nn.Module):

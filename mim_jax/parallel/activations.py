@@ -41,6 +41,12 @@ def splits_model() -> bool:
     return mesh is not None and mesh.shape['model'] > 1
 
 
+def is_single_cpu() -> bool:
+    """Whether what is being traced is for one CPU device; False outside `split_by_image`."""
+    mesh = _mesh.get()
+    return mesh is not None and mesh.size == 1 and mesh.devices.item().platform == 'cpu'
+
+
 def keep_model_split(x: jax.Array, axis: int) -> jax.Array:
     """f[B,...] unchanged, its rows as `keep_split` has them and `axis` over 'model'; a no-op unless `splits_model`."""
     if not splits_model():
