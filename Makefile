@@ -11,6 +11,7 @@ PIP_TORCH ?=
 PIP := -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test test-all test-parity lint format clean
 
+demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.run  ## pre-train on embedded images; Ctrl-C and `make demo` again goes on
 	@$(PY) -m mim_jax.train --config configs/mae.py:demo --workdir $(WORKDIR)
 

@@ -59,7 +59,7 @@ def tpu_mesh(topology: str) -> jax.sharding.Mesh:
     from jax.experimental import topologies
 
     described = topologies.get_topology_desc(platform='tpu', topology_name=topology)
-    return jax.sharding.Mesh(np.array(described.devices[:1]).reshape(1, 1), ('data', 'fsdp'))
+    return make_mesh(devices=described.devices[:1])
 
 
 def report_memory(base: str, batch: int, mesh: jax.sharding.Mesh) -> None:

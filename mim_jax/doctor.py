@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ from mim_jax.training.state import to_tree
 from mim_jax.training.workdir import check_contents, check_writable
 
 TIMED_STEPS = 3
+HUGE_PAGES = 'GLIBC_TUNABLES=glibc.malloc.hugetlb=1'
 
 
 class Examination:
@@ -129,7 +131,16 @@ def check_machine() -> tuple[str, None]:
     each = '' if memory is None else f', {memory / 2**30:.1f} GiB each'
     peak = perf.find_peak(devices[0].device_kind)
     speed = 'peak speed unknown, so no mfu' if peak is None else f'{peak / 1e12:.0f} TFLOP/s each in bf16'
-    return f'{len(devices)} x {devices[0].device_kind}{each}, {speed}; {jax.process_count()} host(s)', None
+    advice = (
+        '' if devices[0].platform != 'cpu' or has_huge_pages() else f'; faster with {HUGE_PAGES} (README, On a CPU)'
+    )
+    return f'{len(devices)} x {devices[0].device_kind}{each}, {speed}; {jax.process_count()} host(s){advice}', None
+
+
+def has_huge_pages(setting: Path = Path('/sys/kernel/mm/transparent_hugepage/enabled')) -> bool:
+    """Whether a step's arrays lie in huge pages as it is, or cannot: the kernel gives none, or there is no such kernel."""
+    asked = HUGE_PAGES.partition('=')[2] in os.environ.get('GLIBC_TUNABLES', '')
+    return asked or not setting.exists() or '[madvise]' not in setting.read_text()
 
 
 def check_settings(spec: str, overrides: Sequence[str]) -> tuple[str, Any]:

@@ -136,3 +136,20 @@ def test_train_and_doctor_agree_that_a_run_may_go_on(visit, tmp_path, capsys):
     other = copy_run(tmp_path / 'run', tmp_path / 'other')
     status, _, faults = visit(settings | {'log.every_steps': 2}, other)
     assert (status, faults) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ('kernel', 'tunables', 'well'),
+    [
+        ('always [madvise] never', '', False),
+        ('always [madvise] never', 'glibc.malloc.check=0:glibc.malloc.hugetlb=1', True),
+        ('[always] madvise never', '', True),
+        (None, '', True),
+    ],
+)
+def test_huge_pages_are_advised_where_the_kernel_waits_to_be_asked(tmp_path, monkeypatch, kernel, tunables, well):
+    monkeypatch.setenv('GLIBC_TUNABLES', tunables)
+    setting = tmp_path / 'enabled'
+    if kernel:
+        setting.write_text(kernel)
+    assert doctor.has_huge_pages(setting) is well

@@ -33,7 +33,7 @@ def test_every_base_has_a_config():
     assert set(BASES) <= set(NAMES)
 
 
-@pytest.mark.parametrize('size', ['b', 'l'])
+@pytest.mark.parametrize('size', ['b', pytest.param('l', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', NAMES)
 def test_builds_at_full_size(name, size):
     """Parameters of the encoder, of the teacher beside it, and that every parameter has a loss to learn from."""
