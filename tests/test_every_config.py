@@ -51,8 +51,11 @@ def test_builds_at_full_size(name, size):
     assert recipe.config.steps == round(config.epochs * IMAGENET / config.batch_size)
 
 
-# MCMAE's encoder is MR-MAE's in configs/mr_mae.py, which stays
-@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.slow] * (n == 'mcmae')) for n in NAMES])
+# MCMAE's encoder is MR-MAE's in configs/mr_mae.py, which stays; BootMAE takes the longest
+SLOW = ('bootmae', 'mcmae')
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NAMES])
 def test_two_smoke_steps_on_one_and_on_eight_devices(name):
     """Same batches, same masks, same losses; every parameter that should learn has moved."""
     config, _ = load_config(f'{ROOT / "configs" / name}.py:smoke', ['--config.optim.warmup_epochs=0'], METHODS)
