@@ -17,9 +17,14 @@ DOCS = Path(__file__).parents[1] / 'docs'
 
 
 @pytest.fixture(scope='module')
-def colour():
-    """The paper of docs/new_paper.md."""
-    code = re.search(r'```python\n(.*?)```', (DOCS / 'new_paper.md').read_text(), re.DOTALL).group(1)
+def code():
+    """What docs/new_paper.md shows."""
+    return re.search(r'```python\n(.*?)```', (DOCS / 'new_paper.md').read_text(), re.DOTALL).group(1)
+
+
+@pytest.fixture(scope='module')
+def colour(code):
+    """Its paper."""
     names: dict = {}
     exec(compile(code, 'docs/new_paper.md', 'exec'), names)
     return names['colour']
@@ -36,9 +41,10 @@ def make(colour, papers, base='mae', **settings):
 
 @pytest.mark.parametrize('papers', [('colour',), ('mff', 'mto', 'colour')])
 def test_the_new_paper_trains_alone_and_stacked(colour, papers):
-    run = start(make(colour, papers, weight=1.0), schedule='constant')
+    recipe = make(colour, papers, weight=1.0)
+    run = start(recipe, schedule='constant')
     before = jax.tree.map(np.array, run.first.params)
-    now, logs = run.train([random_batch(make(colour, papers))] * 8)
+    now, logs = run.train([random_batch(recipe)] * 8)
     losses = [float(log['loss/colour']) for log in logs]
     assert losses[-1] < losses[0]
     head = 'objectives/colour/predict'
@@ -56,7 +62,6 @@ def test_the_new_papers_settings_are_checked_as_others(colour):
         check_config(config, {**BASES, **PAPERS, 'colour': colour})
 
 
-def test_it_fits_in_thirty_lines():
-    code = re.search(r'```python\n(.*?)```', (DOCS / 'new_paper.md').read_text(), re.DOTALL).group(1)
+def test_it_fits_in_thirty_lines(code):
     assert len([line for line in code.splitlines() if line.strip()]) <= 30
     assert 'colour' not in {**BASES, **PAPERS}
