@@ -116,8 +116,9 @@ def ask(name: str, child: subprocess.Popen) -> float:
 
 
 def report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
-    """A table, and results/input.json."""
+    """A table, and this folder's part of results/input.json."""
     found = {'command': ' '.join(sys.argv), 'date': time.strftime('%Y-%m-%d'), 'cores': options.cores, 'rates': rates}
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     pairs = {
         'ratio': ('mim_jax', 'torchvision'),
         'ratio_prepared': ('mim_jax, prepared', 'torchvision'),
@@ -132,7 +133,8 @@ def report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
         found[key] = [statistics.median(ratios), min(ratios), max(ratios)]
         print(f'{ours} / {theirs}: {found[key][0]:.2f} ({found[key][1]:.2f} to {found[key][2]:.2f})')
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + '\n')
+    kept[f'{options.folder.name}, short side {options.short_side}'] = found
+    options.out.write_text(json.dumps(kept, indent=1) + '\n')
 
 
 # -- a contestant's process ----------------------------------------------------------------------------------------------

@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HERE = Path(__file__).parent
 HEADER = '# Results\n\nMade by `python benchmarks/write_results.py` from what each script leaves in `results/`.\n'
+
+RATIOS = {
+    'ratio': 'the same files',
+    'ratio_prepared': 'ours prepared, theirs as they are',
+    'ratio_both_prepared': 'both prepared',
+}
 
 
 def write_step(found: Mapping[str, Any]) -> Iterable[str]:
@@ -29,12 +36,18 @@ def write_step(found: Mapping[str, Any]) -> Iterable[str]:
 
 
 def write_input(found: Mapping[str, Any]) -> Iterable[str]:
-    """input.py: rates and ratios."""
-    yield f'## The input\n\n`{found["command"]}`, {found["date"]}; {found["cores"]} cores\n'
-    yield '| ours over theirs | median (range) |\n|---|---|'
-    for key in ('ratio', 'ratio_prepared', 'ratio_both_prepared'):
-        yield '| {} | {:.2f} ({:.2f} to {:.2f}) |'.format(key, *found[key])
-    yield ''
+    """input.py: rates and ratios of each folder of photos."""
+    yield '## The input\n'
+    for name, case in found.items():
+        yield f'{name} for the prepared; `{case["command"]}`, {case["date"]}; cores: {case["cores"]}\n'
+        yield '| | images a second and core, median (range) |\n|---|---|'
+        for contestant, rates in case['rates'].items():
+            each = [rate / case['cores'] for rate in rates]
+            yield f'| {contestant} | {median(each):.0f} ({min(each):.0f} to {max(each):.0f}) |'
+        yield '\n| ours over theirs | median (range) |\n|---|---|'
+        for key, told in RATIOS.items():
+            yield '| {} | {:.2f} ({:.2f} to {:.2f}) |'.format(told, *case[key])
+        yield ''
 
 
 def write_compile_time(found: Mapping[str, Any]) -> Iterable[str]:
