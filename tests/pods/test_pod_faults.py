@@ -136,10 +136,11 @@ checkpoint._read_seal = unreadable
 
 @pytest.mark.parametrize(('fast', 'saved'), [(1, [STEPS]), (0, list(range(2, STEPS + 1, 2)))])
 def test_the_first_hosts_clock_decides_when_to_save(fast, saved, whole, tmp_path):
-    """One host's clock runs a million times too fast: if it is the first one's, all save whenever a step tells them so."""
+    """One host's clock runs 1e9 times too fast, so that 15 minutes are a microsecond and always over: if it is the first one's,
+    all save whenever a step tells them so."""
     skew = (
         'import time, types; from mim_jax.training import loop; '
-        'loop.time = types.SimpleNamespace(monotonic=lambda: 1e6 * time.monotonic())'
+        'loop.time = types.SimpleNamespace(monotonic=lambda: 1e9 * time.monotonic())'
     )
     workdir = tmp_path / 'run'
     settings = SETTINGS | {'checkpoint.every_steps': 0, 'checkpoint.every_minutes': 15}
