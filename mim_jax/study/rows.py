@@ -12,6 +12,12 @@ from mim_jax.study.plan import Arm, Study
 from mim_jax.training.journal import encode_json
 
 Row = dict[str, Any]
+PLACES = ('data.dir', 'data.threads', 'data.workers', 'data.cache', 'log.', 'checkpoint.')
+
+
+def is_place(override: str) -> bool:
+    """Whether '--config.key=value' says where things are or how fast they are read, and so changes no row."""
+    return override.removeprefix('--config.').startswith(PLACES)
 
 
 def define(study: Study, arm: Arm, extra: Sequence[str]) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from typing import Any
 
 from mim_jax.command import INTERRUPTED
 from mim_jax.errors import UserError
-from mim_jax.evaluate import is_place
 from mim_jax.study.plan import Arm, Study
-from mim_jax.study.rows import append_row, define, describe_events, find_done, read_rows
+from mim_jax.study.rows import append_row, define, describe_events, find_done, is_place, read_rows
 from mim_jax.training.journal import JOURNAL, read_events
 
 PATIENCE = 0.2  # seconds between two looks at what runs

@@ -83,6 +83,8 @@ def test_every_row_is_trained_once_tested_and_written(tmp_path: Path):
     again = Pretended(tmp_path, ['--config.data.dir=/elsewhere'])
     assert again.go() == 0
     assert again.calls == [], 'where the data is changes no row'
+    with pytest.raises(UserError, match='another overrides and tests'):
+        Pretended(tmp_path, ['--config.probe.train_images=9']).go()
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='two jobs need two cores')
