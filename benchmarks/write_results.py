@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import scaling  # beside this file
+
 HERE = Path(__file__).parent
 HEADER = '# Results\n\nMade by `python benchmarks/write_results.py` from what each script leaves in `results/`.\n'
 
@@ -61,7 +63,20 @@ def write_compile_time(found: Mapping[str, Any]) -> Iterable[str]:
     yield ''
 
 
-WRITERS = {'step': write_step, 'input': write_input, 'compile_time': write_compile_time}
+def write_scaling(found: Mapping[str, Any]) -> Iterable[str]:
+    """scaling.py: its table, for fake devices or for TPUs that are not there."""
+    yield f'## What devices send each other\n\n`{found["command"]}`, {found["date"]}; jax {found["jax"]}\n'
+    yield from scaling.write_table(found['cells'])
+    yield ''
+
+
+WRITERS = {
+    'step': write_step,
+    'input': write_input,
+    'compile_time': write_compile_time,
+    'scaling': write_scaling,
+    'scaling_tpu': write_scaling,
+}
 
 
 def main() -> None:
