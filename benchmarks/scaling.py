@@ -43,10 +43,16 @@ def main() -> None:
             cell = f'{options.config}, {options.images} images/{place}/{name}'
             if cell not in found['cells'] and (fsdp or count) <= count and (count > 1 or name == 'data'):
                 found['cells'][cell] = compile_cell(options, place, count, fsdp or count)
-                out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(json.dumps(found, indent=1) + '\n')
+                save(out, found)
                 print(cell, f'{found["cells"][cell]["seconds"]:.0f} s', file=sys.stderr, flush=True)
+    save(out, found)
     print('\n'.join(write_table(found['cells'])))
+
+
+def save(out: Path, found: dict[str, Any]) -> None:
+    """What was found so far."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + '\n')
 
 
 def compile_cell(options: argparse.Namespace, place: str, count: int, fsdp: int) -> dict[str, Any]:
