@@ -62,6 +62,7 @@ class Runner:
         self.failures: dict[Key, str] = {}
         self._changed = threading.Condition()
         self._stopping = threading.Event()
+        self._crash: Exception | None = None
         self._runs: dict[Key, threading.Lock] = {}
         self._waiting: list[Key] = []
         self._busy: set[Key] = set()
@@ -73,25 +74,32 @@ class Runner:
 
     def run(self, rows: Sequence[Key], jobs: int, report: Callable[[str], None]) -> int:
         """All rows. Returns an exit status: 1 where a row failed, 75 where some are left."""
-        self._waiting, threads = list(rows), []
+        self._waiting, ended = list(rows), []
         for cores in split_cores(jobs):
-            threads.append(threading.Thread(target=self._work, args=(cores, report)))
-        for thread in threads:
-            thread.start()
+            ended.append(threading.Event())
+            threading.Thread(target=self._work, args=(cores, report, ended[-1])).start()
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(PATIENCE)
+            wait_for(ended)
         except KeyboardInterrupt:
             self._stopping.set()
-            for thread in threads:
-                thread.join()
+            wait_for(ended)
             raise
+        if self._crash:
+            raise self._crash
         if self.failures:
             return 1
         return INTERRUPTED if self._waiting else 0
 
-    def _work(self, cores: set[int], report: Callable[[str], None]) -> None:
+    def _work(self, cores: set[int], report: Callable[[str], None], ended: threading.Event) -> None:
+        try:
+            self._work_off(cores, report)
+        except Exception as error:  # a fault of ours: raised again in the main thread
+            self._crash = error
+            self._stopping.set()
+        finally:
+            ended.set()
+
+    def _work_off(self, cores: set[int], report: Callable[[str], None]) -> None:
         while (key := self._take()) is not None:
             arm, seed = key
             begun = time.monotonic()
@@ -208,6 +216,12 @@ class Runner:
         if child.returncode:
             words = log.read_text(errors='replace').strip().splitlines()
             raise Failed(f'status {child.returncode}: {words[-1]} ({log})')
+
+
+def wait_for(events: Sequence[threading.Event]) -> None:
+    """Until all are set. Not Thread.join: Python 3.11 takes a thread for ended whose join a signal interrupts (bpo-45274)."""
+    while not all(event.is_set() for event in events):
+        time.sleep(PATIENCE)
 
 
 def is_finished(run: Path) -> bool:

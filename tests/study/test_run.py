@@ -142,6 +142,14 @@ def test_after_the_deadline_no_row_is_begun(tmp_path: Path):
     assert runner.calls == []
 
 
+def test_a_fault_in_a_row_is_not_swallowed(tmp_path: Path):
+    runner = Pretended(tmp_path)
+    (tmp_path / 'study.jsonl').mkdir()  # no file can be written there
+    with pytest.raises(IsADirectoryError):
+        runner.run([('base', 0), ('other', 0)], 1, runner.said.append)
+    assert len(runner.calls) == 2, 'nothing was begun after it'
+
+
 def test_jobs_beyond_the_cores_are_refused():
     with pytest.raises(UserError, match='--jobs 1000 must be from 1'):
         split_cores(1000)
