@@ -46,7 +46,7 @@ def make_rows(study: Study, values: dict[str, list[float]], metric='probe/ridge'
 
 
 def test_the_shipped_study_reads_and_every_question_of_it_has_its_arms():
-    study = read_study('configs/study/cifar10.py')
+    study = read_study(str(Path(__file__).parents[2] / 'configs' / 'study' / 'cifar10.py'))
     assert len(study.seeds) >= 3
     assert {'mae', 'mae+src', 'mff', 'lut', 'mr_mae', 'simmim', 'mto', 'mff+mto', 'lut+mff'} <= {
         a.name for a in study.arms
